@@ -1,0 +1,26 @@
+"""Component of the stage `analyze_subgroups`."""
+
+from kfp import dsl
+
+from components.images import component
+
+
+@dsl.component(**component("analysis"))
+def analyze_subgroups(
+    comparison: dsl.Input[dsl.Dataset],
+    subgroups: dsl.Output[dsl.Dataset],
+    config: dict,  # type: ignore[type-arg]
+    code_version: str,
+) -> None:
+    """Score the selected models within each subgroup."""
+    from medssl.config import SubgroupConfig
+    from medssl.stages import analysis
+    from medssl.store import Store
+
+    made = analysis.analyze_subgroups(
+        Store.from_environment(),
+        SubgroupConfig.model_validate(config),
+        comparison_uri=comparison.uri,
+        code_version=code_version,
+    )
+    subgroups.uri, subgroups.metadata = made.uri, made.metadata

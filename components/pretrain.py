@@ -1,0 +1,32 @@
+"""Component of the stage `pretrain`."""
+
+from kfp import dsl
+
+from components.images import component
+
+
+@dsl.component(**component("train"))
+def pretrain(
+    index: dsl.Input[dsl.Dataset],
+    splits: dsl.Input[dsl.Dataset],
+    shards: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Output[dsl.Model],
+    config: dict,  # type: ignore[type-arg]
+    code_version: str,
+    catalog: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent on the first level
+) -> None:
+    """Train one encoder without labels."""
+    from medssl.config import EncoderConfig, PretrainRun
+    from medssl.stages import train
+    from medssl.store import Store
+
+    store = Store.from_environment()
+    made = train.pretrain(
+        store,
+        PretrainRun.model_validate(config["run"]),
+        EncoderConfig.model_validate(config["encoder"]),
+        train.Data(store, index_uri=index.uri, splits_uri=splits.uri, shards_uri=shards.uri),
+        catalog_uri=catalog.uri if catalog else None,
+        code_version=code_version,
+    )
+    checkpoint.uri, checkpoint.metadata = made.uri, made.metadata

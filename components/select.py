@@ -1,0 +1,26 @@
+"""Component of the stage `select`."""
+
+from kfp import dsl
+
+from components.images import component
+
+
+@dsl.component(**component("analysis"))
+def select(
+    scores: dsl.Input[list[dsl.Dataset]],
+    selection: dsl.Output[dsl.Artifact],
+    config: dict,  # type: ignore[type-arg]
+    code_version: str,
+) -> None:
+    """Choose each arm's settings by validation score."""
+    from medssl.config import FinetuneConfig
+    from medssl.stages import train
+    from medssl.store import Store
+
+    made = train.select(
+        Store.from_environment(),
+        FinetuneConfig.model_validate(config),
+        [table.uri for table in scores],
+        code_version=code_version,
+    )
+    selection.uri, selection.metadata = made.uri, made.metadata

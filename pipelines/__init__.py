@@ -1,0 +1,1 @@
+"""The DAG of a study, and the ways to run it."""

@@ -1,0 +1,323 @@
+"""Runs a study's pipeline on this machine, without a cluster.
+
+KFP's local runner works in a child process with its own process group: its chatter goes to a log file, what the
+stages say goes to the terminal, and a stop reaches every process. An interrupted run goes on from KFP's cache, from
+the store and from saved training state.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from medssl import layout, schema, tracking
+from medssl.config import Study, digest, load_study
+from medssl.exit_codes import FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
+from medssl.progress import MARK, duration
+from medssl.stages.data import KEY_FILE_VARIABLE, load_key
+from medssl.store import STORE_VARIABLE, Store, write_json
+from medssl.train.launch import PROCESSES_VARIABLE, THREADS_VARIABLE
+from pipelines.plan import make_plan
+from pipelines.publish import Finished, publish
+
+RUN_DIR_VARIABLE = "MEDSSL_RUN_DIR"  # marks every process of a run, so that one that outlives it is found
+STUDY_FILE = "study.json"
+OUTPUTS_FILE = "outputs.json"
+LOG_FILE = "run.log"
+STATE_FILE = "state.json"
+STOP_GRACE_S = 90.0
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_EXECUTING = re.compile(r"Executing task '([\w-]+)'")
+_CACHED = re.compile(r"Task ([\w-]+) cache hit")
+
+
+def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
+    """Run a study and leave its results in `out_dir`.
+
+    Raises:
+        BadInputError: The study or its data cannot be used; nothing has been computed then.
+        TerminatedError: The run was stopped; the same call goes on where it stopped.
+        RuntimeError: A task failed; its output is in the log file.
+    """
+    began_s = time.monotonic()
+    study = load_study(study_path, overrides)
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _end_leftovers(out_dir)
+    environment = _environment(study, out_dir)
+    os.environ.update(environment)
+    root = _data_root(study, out_dir)
+    key_id = _check_input(study, root)
+    plan = make_plan(study)
+    state = _open_state(out_dir, study)
+    _tell(f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; results in {out_dir}")
+    write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
+    parent = _start_tracking(study, state, out_dir)
+    status, started_unix_s = "FAILED", time.time()
+    finished: Finished | None = None
+    try:
+        _execute_in_child(out_dir, plan.num_tasks)
+        finished = publish(out_dir, Store.from_environment(), study, parent, started_unix_s=started_unix_s)
+        status = "FINISHED"
+    except TerminatedError:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.end_study(
+            parent,
+            status,
+            cached=finished.cached if finished else {},
+            metrics=finished.metrics if finished else {},
+            report=str(out_dir / "report") if finished else "",
+        )
+    (out_dir / STATE_FILE).unlink()
+    _tell_end(out_dir, finished, time.monotonic() - began_s)
+
+
+def execute(out_dir: Path) -> None:
+    """What the child process does: run the compiled pipeline with KFP's local runner."""
+    import logging
+    import warnings
+
+    from kfp import local
+
+    from pipelines.study import make_pipeline
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    prepared = json.loads((out_dir / STUDY_FILE).read_text())
+    study = Study.model_validate(prepared["study"])
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(out_dir / "kfp"),
+        enable_caching=True,
+        cache_root=str(out_dir / "kfp-cache"),
+    )
+    pipeline = make_pipeline(make_plan(study), parallel_tasks=study.resources.parallel_tasks)
+    outputs = pipeline(root=prepared["root"], key_id=prepared["key_id"]).outputs
+    write_json(out_dir / OUTPUTS_FILE, {name: {"uri": a.uri, "metadata": a.metadata} for name, a in outputs.items()})
+
+
+def ui_command(out_dir: Path) -> list[str]:
+    """The command that opens MLflow on the runs of `out_dir`."""
+    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _tracking_uri(out_dir)]
+
+
+def _environment(study: Study, out_dir: Path) -> dict[str, str]:
+    """Environment of all processes of the run; none of it is part of a cache key."""
+    threads = study.resources.threads_per_process
+    return {
+        STORE_VARIABLE: str(out_dir / "store"),
+        RUN_DIR_VARIABLE: str(out_dir),
+        FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),
+        KEY_FILE_VARIABLE: os.environ.get(KEY_FILE_VARIABLE, str(Path.home() / ".medssl" / "patient.key")),
+        PROCESSES_VARIABLE: str(study.resources.processes),
+        THREADS_VARIABLE: str(threads),
+        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", _tracking_uri(out_dir)),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _tracking_uri(out_dir: Path) -> str:
+    return f"sqlite:///{out_dir.resolve() / 'mlflow.db'}"
+
+
+def _data_root(study: Study, out_dir: Path) -> Path:
+    """The folder of the raw data; a generated set is made where it does not lie there yet."""
+    if study.data.root is not None:
+        return Path(study.data.root).expanduser().resolve()
+    from medssl.code_version import module_file
+    from medssl.data import phantom
+    from medssl.progress import Progress
+
+    wanted = study.data.generate
+    assert wanted is not None  # the study has a root or generates
+    source = module_file("medssl.data.phantom")
+    assert source is not None
+    key = digest([wanted.dump(), source.read_text()])[:16]
+    root = out_dir / "generated" / key / "phantoms"
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        bar = Progress("generate", wanted.patients, unit="patients")
+        phantom.generate(root, phantom.PhantomConfig(**wanted.dump()), progress=bar.of)
+    return root
+
+
+def _check_input(study: Study, root: Path) -> str:
+    """Read the tables and try the split before any work is done; returns the key_id."""
+    from medssl.data import chexpert, splits
+
+    key = load_key(study.data, create=True)
+    splits.assign(chexpert.read(root, study.data, key).index, study.splits)
+    return key.key_id
+
+
+def _open_state(out_dir: Path, study: Study) -> str:
+    """The run key: that of the unfinished run of the same study in this folder, else a new one."""
+    path = out_dir / STATE_FILE
+    if path.is_file():
+        state = json.loads(path.read_text())
+        if state["study_digest"] == study.digest:
+            return str(state["run_key"])
+    run_key = digest([str(out_dir), study.digest, time.time_ns()])[:32]
+    write_json(path, {"run_key": run_key, "study_digest": study.digest})
+    return run_key
+
+
+def _start_tracking(study: Study, run_key: str, out_dir: Path) -> str:
+    os.environ[tracking.RUN_KEY_VARIABLE] = run_key
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri.startswith("sqlite:") and not (out_dir / "mlflow.db").exists():
+        tracking.create_database(uri)
+    tags = {"medssl.study": study.name, "medssl.study_digest": study.digest, "mlflow.source.git.commit": _commit()}
+    return tracking.start_study(
+        study.name,
+        run_key,
+        study.dump(),
+        {key: value for key, value in tags.items() if value},
+        artifact_location=(out_dir / "mlartifacts").as_uri(),
+    )
+
+
+def _commit() -> str:
+    """The commit of the code, or "" where it is not under version control."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
+    """Run `execute` in its own process group and show what its stages say."""
+    failure_file = out_dir / "failure.json"
+    for leftover in (failure_file, out_dir / OUTPUTS_FILE):
+        leftover.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pipelines", "execute", str(out_dir)]
+    project = Path(__file__).parents[1]
+    with subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as child, _stopping(child.pid) as stop:
+        assert child.stdout is not None
+        with (out_dir / LOG_FILE).open("w") as log:
+            _follow(child.stdout, log, num_tasks)
+        code = child.wait()
+    if stop.requested:
+        _end_leftovers(out_dir, grace_s=STOP_GRACE_S)
+        raise TerminatedError("the run was stopped; the same command goes on where it stopped")
+    if code == 0 and (out_dir / OUTPUTS_FILE).is_file():
+        return
+    reason = json.loads(failure_file.read_text()) if failure_file.is_file() else {}
+    if reason.get("exit_code") == TERMINATED:
+        raise TerminatedError(reason["message"])
+    if reason.get("exit_code") == 78:
+        raise BadInputError(reason["message"])
+    tail = "".join((out_dir / LOG_FILE).read_text(errors="replace").splitlines(keepends=True)[-40:])
+    sys.stderr.write(tail)
+    raise RuntimeError(f"a task failed ({reason.get('message', 'no reason given')}); see {out_dir / LOG_FILE}")
+
+
+def _follow(lines: Iterator[str] | Any, log: Any, num_tasks: int) -> None:
+    """Copy everything to the log and show task starts and the stages' own lines."""
+    seen = 0
+    for raw in lines:
+        line = _ANSI.sub("", raw)
+        log.write(line)
+        log.flush()
+        if task := _EXECUTING.search(line):
+            seen += 1
+            _tell(f"[{seen}/{num_tasks}] {_stage_of(task[1])}")
+        elif task := _CACHED.search(line):
+            seen += 1
+            _tell(f"[{seen}/{num_tasks}] {_stage_of(task[1])}: unchanged, reused")
+        elif MARK in line:
+            _tell("    " + line.split(MARK, 1)[1].rstrip())
+
+
+def _stage_of(task: str) -> str:
+    """Stage of a KFP task name: KFP numbers the second and later uses of a component."""
+    return re.sub(r"-\d+$", "", task).replace("-", "_")
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stopping(group: int) -> Iterator[_Stop]:
+    """Within, SIGINT and SIGTERM are passed on to the process group of the run."""
+    stop = _Stop()
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        try:
+            os.killpg(group, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end_leftovers(out_dir: Path, *, grace_s: float = STOP_GRACE_S) -> None:
+    """End processes of a run in `out_dir` that outlived it (a killed parent leaves them), first gently."""
+    deadline_s = time.monotonic() + grace_s
+    asked: set[int] = set()
+    while pids := _processes_of(out_dir):
+        last_call = time.monotonic() > deadline_s
+        for pid in pids:
+            if last_call or pid not in asked:
+                asked.add(pid)
+                try:
+                    os.kill(pid, signal.SIGKILL if last_call else signal.SIGTERM)
+                except ProcessLookupError:
+                    continue
+        time.sleep(0.2)
+
+
+def _processes_of(out_dir: Path) -> list[int]:
+    """Other live processes that carry this run's mark in their environment (Linux only)."""
+    mark = f"{RUN_DIR_VARIABLE}={out_dir}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            is_ours = mark in (entry / "environ").read_bytes().split(b"\0")
+            is_dead = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        except OSError:
+            continue
+        if is_ours and not is_dead and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:
+    from medssl.analysis import report
+
+    metrics = schema.read(out_dir / layout.METRICS, schema.METRICS)
+    arms = schema.read(out_dir / layout.ARMS, schema.ARMS)
+    _tell("")
+    _tell(report.headline(metrics, arms))
+    _tell("")
+    _tell(f"report:   {out_dir / 'report' / layout.REPORT}")
+    _tell(f"MLflow:   {' '.join(ui_command(out_dir))}   then run {finished.mlflow_run_id}")
+    _tell(f"finished in {duration(seconds)}: {finished.num_executed} tasks done, {finished.num_reused} reused")
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

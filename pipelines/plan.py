@@ -1,0 +1,102 @@
+"""From a study to the parameters of its pipeline: what runs, in which level, with which settings.
+
+A loop's items are small and complete in themselves: an item names one run or one arm with its own section of the
+study. Adding an arm therefore leaves the others' tasks as they were.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medssl.code_version import stage_version
+from medssl.config import Section, Study
+
+# Module and function of each stage, in pipeline order; the KFP task has the same name with hyphens.
+STAGES: Mapping[str, str] = {
+    "fingerprint": "medssl.stages.data",
+    "ingest": "medssl.stages.data",
+    "assign_splits": "medssl.stages.data",
+    "write_shards": "medssl.stages.data",
+    "pretrain": "medssl.stages.train",
+    "collect": "medssl.stages.train",
+    "search_hyperparameters": "medssl.stages.train",
+    "select": "medssl.stages.train",
+    "finetune": "medssl.stages.train",
+    "predict": "medssl.stages.train",
+    "compare": "medssl.stages.analysis",
+    "analyze_subgroups": "medssl.stages.analysis",
+    "write_report": "medssl.stages.analysis",
+}
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the pipeline of one study is compiled from.
+
+    Attributes:
+        simclr: Items of the first pretraining level.
+        micle: Items of the second, each of which starts from random weights or one of the first.
+        arms: Items of search, fine-tuning and prediction.
+        sections: By stage, the settings that every task of it gets.
+        code_versions: By stage.
+    """
+
+    simclr: tuple[Item, ...]
+    micle: tuple[Item, ...]
+    arms: tuple[Item, ...]
+    sections: Mapping[str, Item]
+    code_versions: Mapping[str, str]
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of a whole run."""
+        levels = [self.simclr, self.micle]
+        pretraining = sum(len(level) + 1 for level in levels if level)
+        return len(("fingerprint", "ingest", "assign_splits", "write_shards")) + pretraining + 3 * len(self.arms) + 5
+
+    @property
+    def num_training_processes(self) -> int:
+        """Tasks that train, each in as many processes as the resources say."""
+        return len(self.simclr) + len(self.micle) + 2 * len(self.arms)
+
+
+def make_plan(study: Study) -> Plan:
+    """The plan of a study; pure but for the source files that the code versions are read from."""
+    levels: dict[str, list[Item]] = {"simclr": [], "micle": []}
+    for run in study.pretraining:
+        levels[run.method].append({"run": run.dump(), "encoder": study.encoders[run.encoder].dump()})
+    arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
+    training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump()}
+    sections: dict[str, Item] = {
+        # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
+        "fingerprint": _without(study.data, "root", "generate") | {"root": ""},
+        "ingest": _without(study.data, "root", "generate") | {"root": ""},
+        "assign_splits": study.splits.dump(),
+        "write_shards": study.shards.dump(),
+        "search_hyperparameters": training,
+        "select": study.finetune.dump(),
+        "finetune": training,
+        "predict": {
+            "predict": study.predict.dump(),
+            "task": study.task.dump(),
+            "study_id": study.name,
+            "dataset": study.data.name,
+            "image_size_px": study.finetune.image_size_px,
+        },
+        "compare": {
+            "compare": study.compare.dump(),
+            "arms": [arm.dump() for arm in study.arms],
+            "encoders": {name: encoder.dump() for name, encoder in study.encoders.items()},
+            "pretraining": [run.dump() for run in study.pretraining],
+        },
+        "analyze_subgroups": study.subgroups.dump(),
+        "write_report": study.dump() | {"data": _without(study.data, "root", "generate") | {"root": ""}, "resources": {}},
+    }
+    versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
+    return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), arms, sections, versions)
+
+
+def _without(section: Section, *keys: str) -> Item:
+    return {key: value for key, value in section.dump().items() if key not in keys}

@@ -1,0 +1,125 @@
+"""What a finished run leaves in its folder: stable links to the results, and `run.json`, which names them all."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medssl import layout, schema
+from medssl.config import Study
+from medssl.stages.step import records_dir
+from medssl.store import MANIFEST, Store, file_digest, write_json
+
+RUN_FILE = "run.json"
+# Name in the run's folder -> (pipeline output, file in its artifact; "" for the whole artifact).
+LINKS: Mapping[str, tuple[str, str]] = {
+    layout.INDEX: ("index", layout.INDEX),
+    layout.SPLITS: ("splits", layout.SPLITS),
+    "shards": ("shards", ""),
+    layout.PREDICTIONS: ("comparison", layout.PREDICTIONS),
+    layout.ARMS: ("comparison", layout.ARMS),
+    layout.METRICS: ("report", layout.METRICS),
+    "report": ("report", ""),
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        mlflow_run_id: Of the parent run.
+        cached: Name by step key of every task whose earlier result was used.
+        num_executed: Tasks that did their work in this run.
+        num_reused: The others.
+        metrics: Headline numbers.
+    """
+
+    mlflow_run_id: str
+    cached: Mapping[str, str]
+    num_executed: int
+    num_reused: int
+    metrics: Mapping[str, float]
+
+
+def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, started_unix_s: float) -> Finished:
+    """Link the results of the run that has just ended into `out_dir` and write `run.json`."""
+    outputs = json.loads((out_dir / "outputs.json").read_text())
+    for name, (output, file) in LINKS.items():
+        _link(out_dir / name, Path(outputs[output]["uri"]) / file)
+    steps = lineage(store, outputs["report"]["metadata"]["digest"])
+    reused = [step for step in steps if step["finished_unix_s"] < started_unix_s]
+    artifacts = {
+        name: {
+            "path": str(name if file else f"{name}/{MANIFEST}"),
+            "uri": outputs[output]["uri"],
+            "artifact_digest": outputs[output]["metadata"]["digest"],
+            "sha256": file_digest(out_dir / name if file else out_dir / name / MANIFEST),
+        }
+        for name, (output, file) in LINKS.items()
+    }
+    write_json(
+        out_dir / RUN_FILE,
+        {
+            "study": study.name,
+            "study_digest": study.digest,
+            "mlflow_run_id": mlflow_run_id,
+            "mlflow_tracking_uri": os.environ["MLFLOW_TRACKING_URI"],
+            "seconds": round(time.time() - started_unix_s, 2),
+            "artifacts": artifacts,
+            "tasks": [
+                {
+                    "task": f"{step['stage']} {step['item']}".strip(),
+                    "code_version": step["code_version"],
+                    "seconds": step["seconds"],
+                    "is_cached": step in reused,
+                    "step_key": step["step_key"],
+                    "mlflow_run_id": step["mlflow_run_id"],
+                    "inputs": step["inputs"],
+                    "output": step["output"],
+                }
+                for step in steps
+            ],
+        },
+    )
+    cached = {step["step_key"]: f"{step['stage']} {step['item']}".strip() for step in reused}
+    return Finished(mlflow_run_id, cached, len(steps) - len(reused), len(reused), _headline(out_dir))
+
+
+def lineage(store: Store, digest: str) -> list[dict[str, Any]]:
+    """Every step that led to the artifact with `digest`, first steps first.
+
+    Where several steps made the same bytes, the latest counts.
+    """
+    records = [json.loads(path.read_text()) for path in records_dir(store).glob("*.json")]
+    maker = {r["output"]["digest"]: r for r in sorted(records, key=lambda r: float(r["finished_unix_s"]))}
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [digest]
+    while waiting:
+        record = maker.get(waiting.pop())
+        if record is not None and record["step_key"] not in found:
+            found[record["step_key"]] = record
+            waiting += [entry["digest"] for entry in record["inputs"].values()]
+    return sorted(found.values(), key=lambda r: (float(r["finished_unix_s"]), r["step_key"]))
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative symbolic link, replaced in one step."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
+def _headline(out_dir: Path) -> dict[str, float]:
+    rows = schema.read(out_dir / layout.METRICS, schema.METRICS).to_pylist()
+    return {
+        f"test_mean_auc/{row['arm_a']}/fraction{row['label_fraction']:g}": row["estimate"]
+        for row in rows
+        if (row["split"], row["metric"], row["repeat"], row["subgroup"]) == ("test", "mean_auc", "mean", "all")
+        and row["arm_b"] is None
+        and row["estimate"] is not None
+        and row["draw"] == 0
+    }

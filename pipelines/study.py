@@ -1,0 +1,166 @@
+"""The DAG of a study.
+
+One flat loop a level: inside a loop, only artifacts, the loop's item and pipeline parameters are used, and what comes
+out is gathered by one task. Everything else that KFP's language allows here is wrong in `kfp.local` 2.17 or on a
+cluster (`pipelines/lint.py` refuses it in the compiled form).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kfp import compiler, dsl
+
+from components.analyze_subgroups import analyze_subgroups
+from components.assign_splits import assign_splits
+from components.collect import collect
+from components.compare import compare
+from components.fingerprint import fingerprint
+from components.finetune import finetune
+from components.ingest import ingest
+from components.predict import predict
+from components.pretrain import pretrain
+from components.search_hyperparameters import search_hyperparameters
+from components.select import select
+from components.write_report import write_report
+from components.write_shards import write_shards
+from pipelines.plan import Plan
+
+PIPELINE_NAME = "medssl"
+TRAINING_PARALLELISM = 1  # pretraining runs at a time on one machine: each uses all of it
+
+
+class Outputs(NamedTuple):
+    """What a run of the pipeline leaves, besides what stays inside."""
+
+    index: dsl.Dataset
+    splits: dsl.Dataset
+    shards: dsl.Dataset
+    selection: dsl.Artifact
+    models: dsl.Artifact
+    comparison: dsl.Dataset
+    report: dsl.Artifact
+
+
+def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
+    """The pipeline of one study.
+
+    Args:
+        plan: From `make_plan`.
+        parallel_tasks: Fine-tuning tasks at a time.
+    """
+    sections, versions = plan.sections, plan.code_versions
+
+    @dsl.pipeline(name=PIPELINE_NAME, description="Pretraining without labels, fine-tuning, comparison, report.")
+    def study_pipeline(
+        root: str,
+        key_id: str,
+        simclr_runs: list = list(plan.simclr),  # type: ignore[type-arg]  # noqa: B006, B008  # KFP reads the default
+        micle_runs: list = list(plan.micle),  # type: ignore[type-arg]  # noqa: B006, B008
+        arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006, B008
+    ) -> Outputs:
+        source = fingerprint(config=sections["fingerprint"], root=root, code_version=versions["fingerprint"])
+        source.set_caching_options(enable_caching=False)
+        indexed = ingest(
+            config=sections["ingest"],
+            root=root,
+            data_digest=source.output,
+            key_id=key_id,
+            code_version=versions["ingest"],
+        )
+        index = indexed.outputs["index"]
+        split = assign_splits(
+            index=index, config=sections["assign_splits"], code_version=versions["assign_splits"]
+        )
+        sharded = write_shards(
+            index=index,
+            config=sections["write_shards"],
+            root=root,
+            data_digest=source.output,
+            code_version=versions["write_shards"],
+        )
+        data = {"index": index, "splits": split.outputs["splits"], "shards": sharded.outputs["shards"]}
+
+        catalog: dict[str, Any] = {}  # the checkpoints so far, as optional inputs
+        for level, runs in ((plan.simclr, simclr_runs), (plan.micle, micle_runs)):
+            if not level:
+                continue
+            with dsl.ParallelFor(runs, parallelism=TRAINING_PARALLELISM) as run:
+                trained = pretrain(**data, **catalog, config=run, code_version=versions["pretrain"])
+            gathered = collect(
+                items=dsl.Collected(trained.outputs["checkpoint"]),
+                kind="checkpoint",
+                code_version=versions["collect"],
+                **({"previous": catalog["catalog"]} if catalog else {}),
+            )
+            catalog = {"catalog": gathered.outputs["catalog"]}
+
+        with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
+            searched = search_hyperparameters(
+                **data,
+                **catalog,
+                batch=arm,
+                config=sections["search_hyperparameters"],
+                code_version=versions["search_hyperparameters"],
+            )
+        selected = select(
+            scores=dsl.Collected(searched.outputs["scores"]),
+            config=sections["select"],
+            code_version=versions["select"],
+        )
+        with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
+            tuned = finetune(
+                **data,
+                **catalog,
+                selection=selected.outputs["selection"],
+                batch=arm,
+                config=sections["finetune"],
+                draws=sections["assign_splits"]["draws"],
+                code_version=versions["finetune"],
+            )
+        models = collect(
+            items=dsl.Collected(tuned.outputs["models"]), kind="models", code_version=versions["collect"]
+        )
+        with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
+            predicted = predict(
+                **data,
+                catalog=models.outputs["catalog"],
+                batch=arm,
+                config=sections["predict"],
+                code_version=versions["predict"],
+            )
+        compared = compare(
+            predictions=dsl.Collected(predicted.outputs["predictions"]),
+            config=sections["compare"],
+            code_version=versions["compare"],
+        )
+        analysed = analyze_subgroups(
+            comparison=compared.outputs["comparison"],
+            config=sections["analyze_subgroups"],
+            code_version=versions["analyze_subgroups"],
+        )
+        reported = write_report(
+            **data,
+            selection=selected.outputs["selection"],
+            models=models.outputs["catalog"],
+            comparison=compared.outputs["comparison"],
+            subgroups=analysed.outputs["subgroups"],
+            study=sections["write_report"],
+            code_version=versions["write_report"],
+            **({"checkpoints": catalog["catalog"]} if catalog else {}),
+        )
+        return Outputs(
+            index=index,
+            splits=data["splits"],
+            shards=data["shards"],
+            selection=selected.outputs["selection"],
+            models=models.outputs["catalog"],
+            comparison=compared.outputs["comparison"],
+            report=reported.outputs["report"],
+        )
+
+    return study_pipeline
+
+
+def compile_pipeline(plan: Plan, path: Path, *, parallel_tasks: int = 1) -> None:
+    """Write the pipeline's intermediate representation as YAML."""
+    compiler.Compiler().compile(make_pipeline(plan, parallel_tasks=parallel_tasks), str(path))

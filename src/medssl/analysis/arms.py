@@ -1,0 +1,56 @@
+"""The arms of a study as a table: what each classifier starts from, named as the paper's tables name it."""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from medssl import schema
+from medssl.config import RANDOM_INITIALIZATION, ArmConfig, EncoderConfig, PretrainRun
+
+
+def table(
+    arms: Sequence[ArmConfig], encoders: Mapping[str, EncoderConfig], runs: Sequence[PretrainRun]
+) -> pa.Table:
+    """Describe each arm by its architecture and the pretraining that its weights went through.
+
+    `num_steps` counts every pretraining run on the way from random weights, since a MICLe run continues a SimCLR
+    run; batch size and augmentation are those of the last run, null for an arm that starts from random weights.
+
+    Args:
+        arms: One row each, in this order.
+        encoders: By name, as `arms` and `runs` refer to them.
+        runs: The study's pretraining runs, in any order.
+
+    Raises:
+        ValueError: An arm or a run starts from a run that is not there, or runs start from one another.
+    """
+    run_by_name = {run.name: run for run in runs}
+    rows = []
+    for arm in arms:
+        chain = _chain(arm.init, run_by_name)
+        encoder = encoders[arm.encoder].display_name
+        rows.append(
+            {
+                "arm_id": arm.name,
+                "architecture": encoder,
+                "method": arm.method,
+                "num_steps": sum(run.num_steps for run in chain),
+                "batch_size": chain[0].batch_size if chain else None,
+                "augmentation": chain[0].augmentation if chain else None,
+                "display_name": f"{encoder}, {arm.method}",
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=schema.ARMS.columns)
+
+
+def _chain(init: str, run_by_name: Mapping[str, PretrainRun]) -> list[PretrainRun]:
+    """The runs behind a checkpoint, the last one first."""
+    chain: list[PretrainRun] = []
+    while init != RANDOM_INITIALIZATION:
+        if init not in run_by_name or run_by_name[init] in chain:
+            raise ValueError(
+                f"pretraining run {init!r} is unknown or starts from itself; expected one of {sorted(run_by_name)}"
+            )
+        chain.append(run_by_name[init])
+        init = chain[-1].init
+    return chain

@@ -1,0 +1,184 @@
+"""Tables of the report: one description, written as HTML for readers and as CSV for programs.
+
+A table is text by then; whoever builds it has decided on decimals and units. Everything is escaped here, at the one
+place where text becomes markup, because titles and names come from the study file.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+
+NOT_EVALUABLE = "not evaluable"
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+# Two hyphens as in e-5 or 40-60 stay: the sign of a number is the one that follows no letter or digit.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell shows.
+
+    Attributes:
+        text: The value as it reads.
+        note: Why there is no value, or what the value leaves out; becomes a footnote of the table.
+        strong: Whether the row's reader should see this cell first.
+    """
+
+    text: str
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; numbers are right-aligned with figures of equal width."""
+
+    label: str
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        name: Lower-case words and hyphens: its CSV file and its anchor in the page.
+        caption: What it shows, in a sentence or two.
+        columns: Left to right; the first one, or with `grouped` the second one, heads the rows.
+        rows: As many cells as columns.
+        grouped: Whether rows that share the first cell stand together under it as a heading.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    grouped: bool = False
+
+
+def text(label: str) -> Column:
+    """A column of words."""
+    return Column(label, numeric=False)
+
+
+def build(
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell | str | int]],
+    *,
+    grouped: bool = False,
+) -> Table:
+    """A table from plain values; integers get a separator at thousands.
+
+    Raises:
+        ValueError: A row has another number of cells than there are columns.
+    """
+    cells = tuple(tuple(_cell(value) for value in row) for row in rows)
+    if wrong := [len(row) for row in cells if len(row) != len(columns)]:
+        raise ValueError(f"table {name}: {len(wrong)} rows have {wrong[0]} cells, expected {len(columns)}")
+    return Table(name, caption, tuple(columns), cells, grouped)
+
+
+def _cell(value: Cell | str | int) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    return Cell(f"{value:,}" if isinstance(value, int) else value)
+
+
+def real(value: float | None, *, decimals: int, reason: str = "") -> Cell:
+    """A number, or the words that there is none, with the reason."""
+    return Cell(NOT_EVALUABLE, reason or "no reason was recorded") if value is None else Cell(f"{value:.{decimals}f}")
+
+
+def setting(value: float | int) -> str:
+    """A hyper-parameter in the fewest digits that tell it apart."""
+    return f"{value:.6g}"
+
+
+def percent(share: float) -> str:
+    """A share of 0-1 as a percentage without needless digits: 0.1 is "10 %"."""
+    return f"{100 * share:.4g} %"
+
+
+def is_absent(cell: Cell) -> bool:
+    """Whether the cell stands for a value that could not be had."""
+    return cell.text == NOT_EVALUABLE
+
+
+def to_csv(table: Table) -> str:
+    """The table with its footnotes in a last column, lines ended by a newline."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*(column.label for column in table.columns), "notes"])
+    for row in table.rows:
+        notes = dict.fromkeys(cell.note for cell in row if cell.note)
+        writer.writerow([*(cell.text for cell in row), "; ".join(notes)])
+    return out.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """The table in a container that scrolls by itself, with its footnotes below it."""
+    mark = {note: letter for note, letter in zip(_notes(table), _letters(), strict=False)}
+    columns = table.columns[1:] if table.grouped else table.columns
+    head = "".join(f'<th scope="col"{_align(column)}>{escape(column.label)}</th>' for column in columns)
+    caption_id = f"caption-{table.name}"
+    parts = [
+        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{caption_id}">',
+        f'<table id="table-{table.name}">',
+        f'<caption id="{caption_id}"><span>{escape(table.caption)}</span></caption>',
+        f"<thead><tr>{head}</tr></thead>",
+        *_bodies(table, columns, mark),
+        "</table></div>",
+    ]
+    if mark:
+        items = "".join(f"<li><b>{letter}</b> {escape(note)}</li>" for note, letter in mark.items())
+        parts.append(f'<ul class="footnotes">{items}</ul>')
+    return "\n".join(parts)
+
+
+def _bodies(table: Table, columns: Sequence[Column], mark: Mapping[str, str]) -> Iterator[str]:
+    if not table.grouped:
+        yield f"<tbody>{''.join(_row(row, columns, mark) for row in table.rows)}</tbody>"
+        return
+    for heading, rows in groupby(table.rows, lambda row: row[0]):
+        first = f'<tr><th scope="rowgroup" colspan="{len(columns)}">{_show(heading, mark)}</th></tr>'
+        yield f"<tbody>{first}{''.join(_row(row[1:], columns, mark) for row in rows)}</tbody>"
+
+
+def _row(cells: Sequence[Cell], columns: Sequence[Column], mark: Mapping[str, str]) -> str:
+    head, *rest = (
+        f"{_align(column, absent=is_absent(cell))}>{_show(cell, mark)}"
+        for cell, column in zip(cells, columns, strict=True)
+    )
+    return f'<tr><th scope="row"{head}</th>{"".join(f"<td{part}</td>" for part in rest)}</tr>'
+
+
+def _align(column: Column, *, absent: bool = False) -> str:
+    classes = " ".join(["n"] * column.numeric + ["absent"] * absent)
+    return f' class="{classes}"' if classes else ""
+
+
+def _show(cell: Cell, mark: Mapping[str, str]) -> str:
+    shown = escape(_MINUS.sub("−", cell.text))
+    shown = f"<strong>{shown}</strong>" if cell.strong else shown
+    return f"{shown}<sup>{mark[cell.note]}</sup>" if cell.note else shown
+
+
+def _notes(table: Table) -> list[str]:
+    return list(dict.fromkeys(cell.note for row in table.rows for cell in row if cell.note))
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa, ab and so on without end."""
+    place = 0
+    while True:
+        place += 1
+        name, rest = "", place
+        while rest:
+            rest, digit = divmod(rest - 1, 26)
+            name = chr(ord("a") + digit) + name
+        yield name

@@ -1,0 +1,448 @@
+"""The study file: one frozen pydantic section per stage, read and checked in one place.
+
+A component receives only its own section, so that editing `finetune:` leaves pretraining cached. KFP hands integers
+inside dictionaries on as floats; pydantic's lax mode accepts 8.0 for an integer and rejects 8.5.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medssl.exit_codes import BadInputError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+RANDOM_INITIALIZATION = "random"
+MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
+
+
+class ConfigError(BadInputError, ValueError):
+    """The study file or a section of it is wrong; the message names the key, what was found and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and no unknown key passes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def dump(self) -> dict[str, Any]:
+        """The section as plain JSON types, as it travels in a pipeline parameter."""
+        return self.model_dump(mode="json")
+
+
+S = TypeVar("S", bound=Section)
+
+
+class GenerateConfig(Section):
+    """The generated data set of a demo study, in place of a folder of one's own."""
+
+    patients: int = Field(400, ge=20)
+    seed: int = Field(0, ge=0)
+    image_size_px: int = Field(128, ge=32, le=1024)
+
+
+class DataConfig(Section):
+    """Where the raw data set lies and how its identifiers are made."""
+
+    dataset: Literal["chexpert"] = "chexpert"
+    name: Name  # enters every identifier: two data sets never share a patient_id
+    root: str | None = None
+    key: Literal["public", "private"] = "private"
+    train_table: str = "train.csv"
+    valid_table: str | None = "valid.csv"  # None: the set has none
+    generate: GenerateConfig | None = None
+    # What the fingerprint reads of an image file: size and modification time, or (slower) its bytes.
+    fingerprint_files: Literal["stat", "content"] = "stat"
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.root is None and self.generate is None:
+            raise ValueError("data.root is not set; give the folder of the data set: --set data.root=/path/to/folder")
+        return self
+
+
+class TaskConfig(Section):
+    """What the classifier predicts, and how labels other than yes and no are read (spec 2.3)."""
+
+    findings: tuple[str, ...] = CHEXPERT_FINDINGS
+    # u_mixed: 1 for Atelectasis and Edema, 0 for the other three, as the code of Neyshabur et al. 2020.
+    uncertain: Literal["u_mixed", "u_ones", "u_zeros", "u_ignore"] = "u_mixed"
+    blank: Literal["negative", "ignore"] = "negative"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if not self.findings or len(set(self.findings)) != len(self.findings):
+            raise ValueError(f"task.findings must be a list of distinct names, found {list(self.findings)}")
+        return self
+
+
+class SplitConfig(Section):
+    """Sizes of the splits: exact numbers of images (all integers) or fractions of them (all at most 1)."""
+
+    train: float = Field(gt=0)
+    validation: float = Field(gt=0)
+    test: float = Field(gt=0)
+    seed: int = 0
+    draws: int = Field(1, ge=1, le=100)  # independent orders of the patients, from which label fractions are cut
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Requested size by split name, in the order in which splits are filled."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def exact(self) -> bool:
+        """Whether the sizes are numbers of images rather than fractions."""
+        return all(size > 1 for size in self.sizes.values())
+
+    @model_validator(mode="after")
+    def _one_kind_of_size(self) -> Self:
+        sizes = list(self.sizes.values())
+        if self.exact:
+            if any(size != int(size) for size in sizes):
+                raise ValueError(f"splits: sizes above 1 are numbers of images and must be whole, found {sizes}")
+        elif any(size > 1 for size in sizes):
+            raise ValueError(f"splits: give three fractions or three numbers of images, found a mixture: {sizes}")
+        elif not math.isclose(sum(sizes), 1.0, abs_tol=1e-6):
+            raise ValueError(f"splits: fractions must sum to 1, found {sizes} = {sum(sizes):g}")
+        return self
+
+
+class ShardConfig(Section):
+    """How images are decoded, resized and stored."""
+
+    image_size_px: int = Field(ge=16, le=2048)
+    # squash: both sides to image_size_px; pad: longer side, centred on black; so every stored image is square.
+    resize: Literal["squash", "pad"] = "squash"
+    channels: Literal[1, 3] = 1
+    encoding: Literal["png", "jpeg"] = "png"
+    jpeg_quality: int = Field(95, ge=50, le=100)
+    num_parts: int = Field(16, ge=1, le=65536)
+    max_undecodable_share: float = Field(0.01, ge=0, le=1)
+    max_pixels: Positive = 100_000_000  # an image that claims more is not decoded
+    max_bytes: Positive = 256 * 1024 * 1024
+
+    @model_validator(mode="after")
+    def _parts_are_a_power_of_two(self) -> Self:
+        if self.num_parts & (self.num_parts - 1):
+            raise ValueError(f"shards.num_parts must be a power of two, found {self.num_parts}")
+        return self
+
+
+class EncoderConfig(Section):
+    """A SimCLR-style ResNet (spec 1.2)."""
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    width: float = Field(1.0, gt=0, le=8)
+
+    @property
+    def display_name(self) -> str:
+        """The name as the paper's tables print it."""
+        return f"ResNet-{self.depth} ({self.width:g}x)"
+
+
+class PretrainRun(Section):
+    """One pretraining run without labels (spec 1.3-1.7)."""
+
+    name: Name
+    method: Literal["simclr", "micle"]
+    encoder: Name
+    init: Name = RANDOM_INITIALIZATION  # or the name of another run
+    num_steps: Positive
+    batch_size: int = Field(512, ge=2)
+    learning_rate: float = Field(0.3, gt=0)  # the flag of SimCLR's code, scaled by batch_size
+    learning_rate_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    loss_reduction: Literal["paper", "code"] = "code"
+    augmentation: Literal["simclr", "chexpert_pretrain", "micle_partial"] = "chexpert_pretrain"
+    augmentation_strength: float = Field(0.5, ge=0, le=2)
+    crop_area_min: float = Field(0.08, gt=0, le=1)
+    rotation_deg: float = Field(45.0, ge=0, le=180)
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    # Which two images make a MICLe pair: of one case, or of one patient (two studies).
+    pair_within: Literal["case", "patient"] = "case"
+    image_size_px: int = Field(224, ge=16)
+    checkpoint_every_steps: Positive = 500
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.init == self.name:
+            raise ValueError(f"pretraining: {self.name} cannot start from itself")
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"pretraining: {self.name}: warmup_steps {self.warmup_steps} must be below {self.num_steps}"
+            )
+        return self
+
+
+class ArmConfig(Section):
+    """One row of a results table: an architecture and the way its weights begin."""
+
+    name: Name
+    encoder: Name
+    init: Name = RANDOM_INITIALIZATION
+    method: str  # as the paper prints it: "Random Initialization", "SimCLR CheXpert", "MICLe ImageNet->Derm"
+
+
+class FinetuneConfig(Section):
+    """End-to-end fine-tuning: a grid search, then repeats of what it chose (spec 1.8)."""
+
+    num_steps: Positive
+    batch_size: int = Field(256, ge=2)
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...] = (0.0,)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    label_fractions: tuple[Fraction, ...]
+    # per_fraction: the grid is searched at each label fraction; full: at the largest one, and reused (spec 3.3).
+    search: Literal["full", "per_fraction"] = "full"
+    repeats: int = Field(5, ge=1, le=100)
+    evaluate_every_steps: Positive = 500
+    crop_area_min: float = Field(0.08, gt=0, le=1)
+    rotation_deg: float = Field(20.0, ge=0, le=180)
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    brightness: float = Field(0.2, ge=0, le=1)
+    contrast: float = Field(0.2, ge=0, le=1)
+    image_size_px: int = Field(224, ge=16)
+    checkpoint_every_steps: Positive = 1000
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        for key in ("learning_rates", "weight_decays", "label_fractions"):
+            values = getattr(self, key)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"finetune.{key} must be a list of distinct numbers, found {list(values)}")
+        return self
+
+
+class PredictConfig(Section):
+    """What the fine-tuned models predict."""
+
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    batch_size: Positive = 256
+
+
+class CompareConfig(Section):
+    """Paired bootstrap (spec 3.7)."""
+
+    pairs: tuple[tuple[Name, Name], ...] = ()
+    num_replicates: int = Field(1000, ge=100, le=100_000)
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    resampling_units: tuple[Literal["patient", "image"], ...] = ("patient", "image")
+    seed: int = 0
+
+
+class SubgroupConfig(Section):
+    """Which subgroups are analysed (spec 3.5)."""
+
+    by: tuple[Literal["sex", "age_band", "view_position", "skin_type", "site"], ...] = (
+        "sex",
+        "age_band",
+        "view_position",
+    )
+    age_edges: tuple[float, ...] = (40, 60, 80)
+    min_patients: Positive = 20
+    num_replicates: int = Field(1000, ge=100, le=100_000)
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    seed: int = 0
+
+
+class ReportConfig(Section):
+    """Words of the report that the study chooses."""
+
+    title: str
+    notes: tuple[str, ...] = ()  # printed under the title; what a reader must know before the numbers
+
+
+class ResourcesConfig(Section):
+    """How much of the machine a task uses; never part of a result's identity."""
+
+    processes: Positive = 1  # torchrun processes of one training task
+    threads_per_process: int = Field(0, ge=0)  # 0: the cores, shared by tasks and processes
+    parallel_tasks: int = Field(1, ge=1, le=2)  # fine-tuning tasks at a time on one machine (kfp.local's cap is 2)
+
+
+class Study(Section):
+    """A whole study file."""
+
+    name: Name
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
+    splits: SplitConfig
+    shards: ShardConfig
+    encoders: dict[Name, EncoderConfig]
+    pretraining: tuple[PretrainRun, ...] = ()
+    arms: tuple[ArmConfig, ...]
+    finetune: FinetuneConfig
+    predict: PredictConfig = PredictConfig()
+    compare: CompareConfig = CompareConfig()
+    subgroups: SubgroupConfig = SubgroupConfig()
+    report: ReportConfig
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _references_resolve(self) -> Self:
+        runs = _unique("pretraining", [run.name for run in self.pretraining])
+        arms = _unique("arms", [arm.name for arm in self.arms])
+        encoder_of = {run.name: run.encoder for run in self.pretraining}
+        if not arms:
+            raise ValueError("arms: at least one arm is needed")
+        if RANDOM_INITIALIZATION in runs:
+            raise ValueError(
+                f'pretraining: the name "{RANDOM_INITIALIZATION}" stands for random weights; choose another'
+            )
+        for kind, item in [("pretraining", r) for r in self.pretraining] + [("arms", a) for a in self.arms]:
+            if item.encoder not in self.encoders:
+                raise ValueError(f"{kind}: {item.name}: encoder {item.encoder} is not among {sorted(self.encoders)}")
+            if item.init != RANDOM_INITIALIZATION and item.init not in runs:
+                raise ValueError(f"{kind}: {item.name}: init {item.init} is neither random nor among {sorted(runs)}")
+            if item.init in runs and encoder_of[item.init] != item.encoder:
+                raise ValueError(f"{kind}: {item.name} and its init {item.init} have different encoders")
+        method_of = {run.name: run.method for run in self.pretraining}
+        for run in self.pretraining:
+            if run.method == "simclr" and run.init != RANDOM_INITIALIZATION:
+                raise ValueError(f"pretraining: {run.name}: a SimCLR run starts from random weights, found {run.init}")
+            if run.method == "micle" and method_of.get(run.init, "simclr") != "simclr":
+                raise ValueError(f"pretraining: {run.name}: a MICLe run starts from random weights or a SimCLR run")
+        for pair in self.compare.pairs:
+            if unknown := sorted(set(pair) - arms):
+                raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(arms)}")
+        for level, count in (("pretraining", len(runs)), ("arms", len(arms))):
+            if count > MAX_LOOP_ITEMS:
+                raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the study's settings; resources and wording do not count, since no result depends on them."""
+        return digest({k: v for k, v in self.dump().items() if k not in ("resources", "report")})
+
+
+def _unique(what: str, names: Sequence[str]) -> set[str]:
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what}: names must be distinct, found twice: {doubled}")
+    return set(names)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 in hex of any JSON value, independent of key order and of 8 or 8.0."""
+
+    def canonical(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {str(key): canonical(entry) for key, entry in item.items()}
+        if isinstance(item, list | tuple):
+            return [canonical(entry) for entry in item]
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        return item
+
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: A YAML file.
+        overrides: "section.key=value" each, value in YAML; "pretraining.0.seed=3" reaches into lists.
+
+    Raises:
+        ConfigError: The file is absent, no YAML, or does not describe a study. One line a problem.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"study file {path.name} not found in {path.parent}; see pipelines/studies/") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"study file {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"study file {path.name}: expected sections with keys, found {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return validate(Study, raw, path.name)
+
+
+def validate(kind: type[S], raw: object, where: str) -> S:
+    """Check `raw` as a section of `kind`, with errors a user can act on.
+
+    Raises:
+        ConfigError: Names every wrong key, what was found there and what is possible.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, problem) for problem in error.errors())) from None
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        possible = ", ".join(sorted(_keys_at(kind, problem["loc"][:-1])))
+        return f'unknown key "{key}"; possible here: {possible}'
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f'key "{key}" is missing'
+    found = "" if isinstance(problem["input"], dict | list) else f", found {problem['input']!r}"
+    return f'"{key}": {message}{found}' if key else message
+
+
+def _keys_at(kind: Any, location: Sequence[str | int]) -> list[str]:
+    """Field names of the section that lies at `location` below `kind`."""
+    for part in location:
+        if isinstance(part, int) or not hasattr(kind, "model_fields") or part not in kind.model_fields:
+            continue
+        annotation = kind.model_fields[part].annotation
+        kind = next((t for t in _inner_types(annotation) if hasattr(t, "model_fields")), kind)
+    return list(getattr(kind, "model_fields", []))
+
+
+def _inner_types(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", ())
+    return [annotation, *(inner for argument in arguments for inner in _inner_types(argument))]
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f'--set {override}: expected section.key=value, for example "splits.seed=3"')
+    *parents, last = path.split(".")
+    node: Any = raw
+    for part in parents:
+        node = _child(node, part, override)
+    value = yaml.safe_load(text)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"--set {override}: {path} does not name a key of the study")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override}: {part} does not name a section of the study")
+    child = node.setdefault(part, {})
+    if child is None:
+        child = node[part] = {}
+    return child
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Raw data sets to index, splits and shards."""

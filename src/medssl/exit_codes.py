@@ -1,0 +1,61 @@
+"""Exit codes of every process of the project, and the hook that ends a process with the right one.
+
+A scheduler reads these codes: bad configuration or input (78) must not be retried, an interruption (143) must be.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+OK = 0
+FAILURE = 1
+USAGE = 2
+BAD_INPUT = 78  # EX_CONFIG of sysexits.h: retrying cannot help
+TERMINATED = 128 + signal.SIGTERM
+
+FAILURE_FILE_VARIABLE = "MEDSSL_FAILURE_FILE"
+
+
+class BadInputError(Exception):
+    """What a user gave cannot be used: a file, a table, a configuration. The message says what to do."""
+
+
+class TerminatedError(Exception):
+    """The process was asked to stop (SIGTERM) and has saved its work."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code with which a process that dies of `error` should end."""
+    if isinstance(error, BadInputError):
+        return BAD_INPUT
+    if isinstance(error, TerminatedError):
+        return TERMINATED
+    return FAILURE
+
+
+def install_excepthook() -> None:
+    """End this process with the code of the project's own errors, told in one line instead of a traceback.
+
+    The line also goes to the file named by MEDSSL_FAILURE_FILE, where a parent that sees only a failed task
+    (KFP reports no more) finds the reason. Other errors keep their traceback and exit code 1.
+    """
+    previous: Callable[[type[BaseException], BaseException, TracebackType | None], object] = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        code = exit_code(error)
+        if failure_file := os.environ.get(FAILURE_FILE_VARIABLE):
+            Path(failure_file).write_text(json.dumps({"exit_code": code, "message": f"{error}"}))
+        if code == FAILURE:
+            previous(kind, error, trace)
+            return
+        sys.stderr.write(f"error: {error}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An exception hook cannot change the exit code; at this point nothing is left to clean up.
+        os._exit(code)
+
+    sys.excepthook = hook

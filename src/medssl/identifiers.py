@@ -1,0 +1,142 @@
+"""Identifiers of patients, cases and images: keyed hashes of what the source calls them.
+
+Without the key nobody can go from an identifier back to the source's id, or tell whether a known patient is in a
+table. The same key gives the same identifiers everywhere, so that tables made apart can be joined.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from medssl.exit_codes import BadInputError
+
+KEY_VARIABLE = "MEDSSL_PATIENT_KEY"
+# Known to everyone, so that splits of generated and public sets are the same everywhere. Their ids can be
+# enumerated; with this key an identifier hides nothing.
+PUBLIC_SECRET = b"medssl: the key of public data sets"
+MIN_KEY_BYTES = 16
+IDENTIFIER_BYTES = 16  # 128 bits: a collision among 10^9 identifiers has a probability of 10^-21
+
+Level = Literal["patient", "case", "image"]
+
+
+@dataclass(frozen=True)
+class PatientKey:
+    """The secret from which identifiers are made.
+
+    Attributes:
+        secret: At least 16 bytes; never shown, logged or written except to the key file.
+    """
+
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        kind: Literal["public", "private"],
+        *,
+        key_file: Path | None,
+        environment: Mapping[str, str],
+        create: bool = False,
+    ) -> Self:
+        """The public key, or the private one from `key_file`, else from MEDSSL_PATIENT_KEY.
+
+        Text that consists of an even number of hexadecimal digits is read as hex, any other as UTF-8.
+
+        Args:
+            kind: "public" for generated and public sets, "private" for everything else.
+            key_file: File with the private key; it goes before the environment.
+            environment: The process environment.
+            create: Make `key_file` (mode 0600, 256 random bits) where neither it nor the variable exists.
+
+        Raises:
+            BadInputError: There is no private key, or it is too short or not text.
+        """
+        if kind == "public":
+            return cls(PUBLIC_SECRET)
+        if key_file is not None and key_file.exists():
+            return cls(_read(key_file))
+        if KEY_VARIABLE in environment:
+            return cls(_parse(environment[KEY_VARIABLE], KEY_VARIABLE))
+        if key_file is not None and create:
+            _create(key_file)
+            return cls(_read(key_file))
+        absent = "neither the key file nor" if key_file is not None else "no key file was given and"
+        raise BadInputError(
+            f"no private patient key: {absent} {KEY_VARIABLE} exists; give --key-file FILE or set {KEY_VARIABLE} to at "
+            f"least {MIN_KEY_BYTES} random bytes (hex or text); `key: public` is for generated and public sets only"
+        )
+
+    @property
+    def key_id(self) -> str:
+        """Which key this is, as 16 hex digits that do not reveal it."""
+        return hmac.digest(self.secret, b"medssl key id", "sha256")[:8].hex()
+
+    def identify(self, dataset: str, level: Level, raw_id: str) -> str:
+        """The identifier of one patient, case or image, as 32 hex digits; see `identify_all`."""
+        return self.identify_all(dataset, level, [raw_id])[0]
+
+    def identify_all(self, dataset: str, level: Level, raw_ids: Iterable[str]) -> list[str]:
+        """Identifiers of many patients, cases or images: 128 bits of HMAC-SHA256(key, dataset || level || raw id).
+
+        Each of the three parts is preceded by its length in bytes, so that no two triples give one message.
+        """
+        prefix = hmac.new(self.secret, _framed(dataset) + _framed(level), hashlib.sha256)
+        identifiers = []
+        for raw_id in raw_ids:
+            message = prefix.copy()  # the key and the common prefix are hashed once
+            message.update(_framed(raw_id))
+            identifiers.append(message.digest()[:IDENTIFIER_BYTES].hex())
+        return identifiers
+
+
+def _framed(text: str) -> bytes:
+    encoded = text.encode()
+    return len(encoded).to_bytes(8, "big") + encoded
+
+
+def _read(key_file: Path) -> bytes:
+    try:
+        text = key_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadInputError(f"the patient key file cannot be read: {reason}; give a file of hex or text") from None
+    return _parse(text, "the patient key file")
+
+
+def _parse(text: str, source: str) -> bytes:
+    text = text.strip()
+    is_hex = len(text) % 2 == 0 and all(character in "0123456789abcdefABCDEF" for character in text)
+    secret = bytes.fromhex(text) if is_hex else text.encode()
+    if len(secret) < MIN_KEY_BYTES:
+        raise BadInputError(
+            f"{source} holds {len(secret)} bytes{' in hex' if is_hex and secret else ''}; a patient key needs at least "
+            f"{MIN_KEY_BYTES}: `openssl rand -hex 32` makes one"
+        )
+    return secret
+
+
+def _create(key_file: Path) -> None:
+    """Write a new random key, complete or not at all; where another process was faster, its key stays."""
+    temporary = key_file.with_name(f".{key_file.name}.{os.getpid()}.tmp")
+    try:
+        key_file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        try:
+            # Unlike a rename, a link never replaces a key that is already in use.
+            os.link(temporary, key_file)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    except OSError as error:
+        raise BadInputError(
+            f"the patient key file cannot be created: {error.strerror}; choose another --key-file or set {KEY_VARIABLE}"
+        ) from None

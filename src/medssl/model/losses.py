@@ -1,0 +1,108 @@
+"""Losses and their monitors: NT-Xent for pretraining, masked binary cross-entropy for findings.
+
+Shape suffixes: N pairs or images, M = 2N views, D projection, C findings.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _normalised(z_a_ND: Tensor, z_b_ND: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Check the pairs and return them with unit rows, at least in float32."""
+    if z_a_ND.ndim != 2 or z_a_ND.shape != z_b_ND.shape:
+        found = f"{tuple(z_a_ND.shape)} and {tuple(z_b_ND.shape)}"
+        raise ValueError(f"projections have shapes {found}; expected two equal (N, D)")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a positive number, such as 0.1")
+    dtype = torch.promote_types(z_a_ND.dtype, torch.float32)
+    return functional.normalize(z_a_ND.to(dtype), dim=1), functional.normalize(z_b_ND.to(dtype), dim=1)
+
+
+def nt_xent(z_a_ND: Tensor, z_b_ND: Tensor, *, temperature: float, reduction: Literal["paper", "code"]) -> Tensor:
+    r"""NT-Xent loss over the 2N views of a batch (SimCLR, eq. 1).
+
+    Each view has one positive, its other view, and 2N - 2 negatives, all other views of the batch:
+
+        l(i, j) = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),   s = dot product of unit vectors,
+        L = 1 / 2N * sum over pairs of l(i, j) + l(j, i).
+
+    Negatives are the batch that is passed: ranks gather their projections before, not here.
+
+    Args:
+        z_a_ND: Projections of view a, float, shape (N, D); normalised here.
+        z_b_ND: Projections of view b; row i shows the same image (or patient) as z_a_ND[i].
+        temperature: Dimensionless, > 0.
+        reduction: "paper" averages, as above; "code" sums the two directions, as Google's code: twice that.
+
+    Returns:
+        float32 scalar, also under autocast (float64 for float64 projections); with "paper" log(2N - 1) when
+        all projections coincide.
+
+    Raises:
+        ValueError: On differing shapes or a non-positive temperature.
+
+    References:
+        Chen et al. 2020, A Simple Framework for Contrastive Learning, section 2.1.
+    """
+    with torch.autocast(z_a_ND.device.type, enabled=False):
+        z_MD = torch.cat(_normalised(z_a_ND, z_b_ND, temperature))
+        logits_MM = z_MD @ z_MD.T / temperature
+        logits_MM = logits_MM.masked_fill(torch.eye(len(z_MD), dtype=torch.bool, device=z_MD.device), -torch.inf)
+        positive_M = torch.arange(len(z_MD), device=z_MD.device).roll(len(z_a_ND))
+        mean = functional.cross_entropy(logits_MM, positive_M)
+    return mean if reduction == "paper" else 2 * mean
+
+
+@torch.no_grad()
+def contrastive_metrics(z_a_ND: Tensor, z_b_ND: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Top-1 accuracy and entropy of the contrastive task, as SimCLR's code monitors them.
+
+    Both are of the N cross-view similarities of each view a; views of the same side are no candidates here,
+    so the accuracy of chance is 1 / N and the largest entropy log(N).
+
+    Args:
+        z_a_ND: Projections of view a, float, shape (N, D); normalised here.
+        z_b_ND: Projections of view b, paired by row.
+        temperature: Dimensionless, > 0.
+
+    Returns:
+        Two detached float scalars: the share of rows whose own view b is the most similar, in [0, 1], and the
+        mean entropy in nats of the softmax over the candidates, in [0, log N].
+
+    Raises:
+        ValueError: On differing shapes or a non-positive temperature.
+    """
+    with torch.autocast(z_a_ND.device.type, enabled=False):
+        z_a_ND, z_b_ND = _normalised(z_a_ND, z_b_ND, temperature)
+        log_p_NN = functional.log_softmax(z_a_ND @ z_b_ND.T / temperature, dim=1)
+    own_N = torch.arange(len(z_a_ND), device=z_a_ND.device)
+    accuracy = (log_p_NN.argmax(dim=1) == own_N).to(log_p_NN.dtype).mean()
+    entropy = -(log_p_NN.exp() * log_p_NN).sum(dim=1).mean()
+    return accuracy, entropy
+
+
+def masked_bce(logits_NC: Tensor, targets_NC: Tensor, mask_NC: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the known labels of independent findings.
+
+    Args:
+        logits_NC: Any finite float, shape (N, C).
+        targets_NC: 0 to 1, shape (N, C); where the label is unknown any value, NaN included, is ignored.
+        mask_NC: bool, shape (N, C); True where the label is known.
+
+    Returns:
+        float32 scalar; 0, still attached to the graph with zero gradients, if no label is known.
+
+    Raises:
+        ValueError: On differing shapes.
+    """
+    if not logits_NC.shape == targets_NC.shape == mask_NC.shape:
+        shapes = [tuple(tensor.shape) for tensor in (logits_NC, targets_NC, mask_NC)]
+        raise ValueError(f"logits, targets and mask have shapes {shapes}; expected three equal (N, C)")
+    dtype = torch.promote_types(logits_NC.dtype, torch.float32)
+    # Replaced rather than multiplied by zero: NaN * 0 is NaN.
+    known_targets_NC = torch.where(mask_NC, targets_NC, 0).to(dtype)
+    loss_NC = functional.binary_cross_entropy_with_logits(logits_NC.to(dtype), known_targets_NC, reduction="none")
+    return torch.where(mask_NC, loss_NC, 0).sum() / mask_NC.sum().clamp(min=1)

@@ -1,0 +1,190 @@
+"""SimCLR's ResNet v1, its projection head and a linear classifier.
+
+Shape suffixes: N images, C channels, H and W pixels, D representation, K classes.
+
+Not torchvision's ResNet: the width multiplies every filter count, the first block of every group has a
+projection shortcut, and the max-pool pads as TensorFlow's "SAME", so that published SimCLR weights fit.
+"""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BASIC_LAYERS: Final = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_LAYERS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BOTTLENECK_EXPANSION: Final = 4
+GROUP_FILTERS: Final = (64, 128, 256, 512)
+GROUP_STRIDES: Final = (1, 2, 2, 2)
+
+# TensorFlow's decay of 0.9 keeps 90 % of the old statistic; torch's momentum is the share of the new one.
+BATCH_NORM_MOMENTUM: Final = 1 - 0.9
+BATCH_NORM_EPS: Final = 1e-5
+# Standard deviation of a unit normal cut at +-2; divided by it, the truncated draw's variance is 1 / fan_in.
+TRUNCATED_NORMAL_STD: Final = 0.87962566103423978
+
+
+def _batch_norm(num_channels: int, *, zero_gamma: bool = False) -> nn.BatchNorm2d:
+    """Batch norm with SimCLR's constants; `zero_gamma` makes a residual branch start as zero."""
+    norm = nn.BatchNorm2d(num_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+    if zero_gamma:
+        nn.init.zeros_(norm.weight)
+    return norm
+
+
+def _conv(in_channels: int, out_channels: int, *, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias, padded by kernel // 2 on every side whatever the stride ("fixed padding")."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    std = math.sqrt(1 / (in_channels * kernel * kernel)) / TRUNCATED_NORMAL_STD
+    nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
+    return conv
+
+
+def _max_pool_same(images_NCHW: Tensor) -> Tensor:
+    """3x3 max-pool of stride 2 with TensorFlow's "SAME" padding.
+
+    An even side is padded by one row after the image only, an odd side by one row before and after; so on
+    even sides the windows lie one pixel later than with torch's `padding=1`. `ceil_mode` is the trailing row.
+    """
+    height, width = images_NCHW.shape[-2:]
+    return functional.max_pool2d(images_NCHW, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
+
+
+class _Block(nn.Module):
+    """Residual block: branch plus shortcut, then ReLU (v1, post-activation)."""
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return functional.relu(self.branch(x_NCHW) + self.shortcut(x_NCHW))
+
+
+def _block(in_channels: int, filters: int, *, stride: int, is_bottleneck: bool, is_first: bool) -> _Block:
+    """One block of a group; the stride sits on the (first) 3x3 convolution and on the projection."""
+    out_channels = filters * BOTTLENECK_EXPANSION if is_bottleneck else filters
+    if is_bottleneck:
+        head = [_conv(in_channels, filters, kernel=1), _batch_norm(filters), nn.ReLU()]
+        body = [_conv(filters, filters, kernel=3, stride=stride), _batch_norm(filters), nn.ReLU()]
+        tail = [_conv(filters, out_channels, kernel=1), _batch_norm(out_channels, zero_gamma=True)]
+    else:
+        head = []
+        body = [_conv(in_channels, filters, kernel=3, stride=stride), _batch_norm(filters), nn.ReLU()]
+        tail = [_conv(filters, filters, kernel=3), _batch_norm(filters, zero_gamma=True)]
+    shortcut: nn.Module = nn.Identity()
+    if is_first:
+        projection = _conv(in_channels, out_channels, kernel=1, stride=stride)
+        shortcut = nn.Sequential(projection, _batch_norm(out_channels))
+    return _Block(nn.Sequential(*head, *body, *tail), shortcut)
+
+
+class ResNet(nn.Module):
+    """SimCLR-style ResNet v1 up to the global average pool.
+
+    Attributes:
+        representation_dim: D; 512 x width with basic blocks, 2048 x width with bottlenecks.
+
+    References:
+        He et al. 2016, Deep Residual Learning; Chen et al. 2020, section 2.1 and appendix B.
+    """
+
+    representation_dim: int
+
+    def __init__(self, *, depth: int, width: float, in_channels: int = 3) -> None:
+        """Build a network with freshly drawn weights from torch's generator.
+
+        Args:
+            depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+            width: Multiplies every filter count, > 0; 1, 2 and 4 in the paper, fractions for small runs.
+            in_channels: 3 for colour; 1 for radiographs kept as one channel.
+
+        Raises:
+            ValueError: On a depth that is not listed, or a width or channel count that leaves no filter.
+        """
+        super().__init__()
+        layers = BOTTLENECK_LAYERS.get(depth) or BASIC_LAYERS.get(depth)
+        if layers is None:
+            known = sorted(BASIC_LAYERS | BOTTLENECK_LAYERS)
+            raise ValueError(f"depth is {depth}; expected one of {known}")
+        stem_filters = round(GROUP_FILTERS[0] * width)
+        if stem_filters < 1 or in_channels < 1:
+            raise ValueError(f"width {width} and in_channels {in_channels} leave no filter; use larger values")
+        is_bottleneck = depth in BOTTLENECK_LAYERS
+        self.stem = nn.Sequential(
+            _conv(in_channels, stem_filters, kernel=7, stride=2), _batch_norm(stem_filters), nn.ReLU()
+        )
+        channels = stem_filters
+        groups = []
+        for base_filters, group_stride, num_blocks in zip(GROUP_FILTERS, GROUP_STRIDES, layers, strict=True):
+            filters = round(base_filters * width)
+            blocks = []
+            for number in range(num_blocks):
+                is_first = number == 0
+                stride = group_stride if is_first else 1
+                blocks.append(_block(channels, filters, stride=stride, is_bottleneck=is_bottleneck, is_first=is_first))
+                channels = filters * BOTTLENECK_EXPANSION if is_bottleneck else filters
+            groups.append(nn.Sequential(*blocks))
+        self.groups = nn.Sequential(*groups)
+        self.representation_dim = channels
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Representations, shape (N, D), of images in [0, 1] (no mean/std normalisation, as in SimCLR).
+
+        The network divides each side by 32 before it averages: any side works, and 64 pixels leave 2x2
+        positions. In training mode one image alone with sides of at most 32 has a single value per channel in
+        the last group, which batch norm refuses.
+        """
+        x_NCHW = self.groups(_max_pool_same(self.stem(images_NCHW)))
+        return torch.mean(x_NCHW, dim=(2, 3))
+
+
+class ProjectionHead(nn.Module):
+    """SimCLR's two-layer head: linear, BN, ReLU, linear, BN without shift; not normalised here.
+
+    References:
+        Chen et al. 2020, section 2.1; the batch norms and N(0, 0.01²) weights as in Google's code.
+    """
+
+    def __init__(self, representation_dim: int, hidden_dim: int | None = None, out_dim: int = 128) -> None:
+        """Build the head; `hidden_dim` None means as wide as the representation."""
+        super().__init__()
+        hidden_dim = representation_dim if hidden_dim is None else hidden_dim
+        scale_only = nn.BatchNorm1d(out_dim, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+        scale_only.register_parameter("bias", None)
+        self.layers = nn.Sequential(
+            nn.Linear(representation_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, out_dim, bias=False),
+            scale_only,
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+
+    def forward(self, representation_ND: Tensor) -> Tensor:
+        """Projections z, shape (N, out_dim)."""
+        z_ND: Tensor = self.layers(representation_ND)
+        return z_ND
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear head on its representation; the whole is fine-tuned."""
+
+    def __init__(self, encoder: ResNet, *, num_classes: int, zero_init_head: bool = False) -> None:
+        """Attach a head of `num_classes` logits, N(0, 0.01²) or all zero; its bias starts at zero."""
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.head = nn.Linear(encoder.representation_dim, num_classes)
+        nn.init.normal_(self.head.weight, std=0.0 if zero_init_head else 0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Logits, shape (N, K), of images in [0, 1]."""
+        logits_NK: Tensor = self.head(self.encoder(images_NCHW))
+        return logits_NK

@@ -1,0 +1,69 @@
+"""Progress lines of long loops: how far, how fast, how long still.
+
+Every line starts with a mark, so that a parent process can tell it from the chatter of libraries.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+MARK = "» "
+
+
+def say(message: str) -> None:
+    """Print one line for the person who watches the run."""
+    sys.stdout.write(f"{MARK}{message}\n")
+    sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as m:ss, or h:mm:ss from one hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Progress of one loop of known length, told at most every `every_s` seconds.
+
+    Args:
+        label: What is being done, for example "pretrain simclr".
+        total: Number of items of the whole loop, > 0.
+        unit: Name of an item, plural.
+        done: Items finished before (a resumed loop): they count as done but not for the speed.
+        every_s: Least time between two lines, in seconds.
+        clock: Monotonic time in seconds; a test passes its own.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str = "items",
+        done: int = 0,
+        every_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._start_done = done
+        self._every_s, self._clock = every_s, clock
+        self._start_s = self._last_s = clock()
+
+    def of(self, done: int, total: int, detail: str = "") -> None:
+        """As `update`, for a loop that knows its length only once it runs."""
+        self._total = total
+        self.update(done, detail)
+
+    def update(self, done: int, detail: str = "") -> None:
+        """Tell that `done` of the items are finished; `detail` may add a loss or a rate."""
+        now_s = self._clock()
+        if done < self._total and now_s - self._last_s < self._every_s:
+            return
+        self._last_s = now_s
+        elapsed_s = now_s - self._start_s
+        fresh = done - self._start_done
+        left = f", {duration(elapsed_s / fresh * (self._total - done))} left" if fresh and done < self._total else ""
+        took = f", took {duration(elapsed_s)}" if done >= self._total else ""
+        extra = f", {detail}" if detail else ""
+        say(f"{self._label}: {done}/{self._total} {self._unit}{extra}{left}{took}")

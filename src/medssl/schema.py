@@ -1,0 +1,273 @@
+"""Schemas of every table that passes between stages, and the only way to read and write one.
+
+A table on disk is Parquet in its declared column order with its schema's name in the metadata; nothing in it depends
+on the clock or the machine, so equal rows are equal bytes.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medssl.exit_codes import BadInputError
+
+LABEL_PREFIX = "label:"  # index columns "label:Edema", one a finding, hold the codes below
+
+POSITIVE, NEGATIVE, UNCERTAIN, BLANK, NOT_ASSESSED = 1, 0, -1, -2, -3
+LABEL_STATES: Mapping[int, str] = MappingProxyType(
+    {
+        POSITIVE: "positive",
+        NEGATIVE: "negative",
+        UNCERTAIN: "uncertain",
+        BLANK: "blank",
+        NOT_ASSESSED: "not assessed",
+    }
+)
+SPLITS = ("train", "validation", "test", "official_valid", "unused")
+
+
+class SchemaError(BadInputError):
+    """A file between stages is not what its schema says; the message names file, column and remedy."""
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """Columns of a table.
+
+    Attributes:
+        name: Name of the table, as `medssl schema NAME` takes it.
+        columns: Columns in their order on disk.
+        key: Columns that together identify a row; rows are sorted by them and no two share them.
+        labels: Whether int8 columns named "label:<finding>" may follow.
+    """
+
+    name: str
+    columns: pa.Schema
+    key: tuple[str, ...]
+    labels: bool = False
+
+
+def _table(name: str, key: tuple[str, ...], columns: Mapping[str, pa.DataType], *, labels: bool = False) -> TableSchema:
+    # A trailing "?" marks a column that may hold nulls: unknown, not applicable or undefined.
+    fields = [pa.field(column.rstrip("?"), kind, nullable=column.endswith("?")) for column, kind in columns.items()]
+    return TableSchema(name, pa.schema(fields), key, labels)
+
+
+_TEXT, _REAL, _FLAG = pa.string(), pa.float64(), pa.bool_()
+
+INDEX = _table(
+    "index",
+    ("image_id",),
+    {
+        "patient_id": _TEXT,
+        "case_id": _TEXT,  # a CheXpert study; a skin lesion at one visit
+        "image_id": _TEXT,
+        "source_split": _TEXT,  # "train" or "official_valid": the table of the source that listed the image
+        "view_position?": _TEXT,  # AP, PA, lateral
+        "sex?": _TEXT,  # female, male
+        "age_years?": pa.float32(),
+        "skin_type?": _TEXT,
+        "site?": _TEXT,
+    },
+    labels=True,
+)
+SOURCES = _table("sources", ("image_id",), {"image_id": _TEXT, "file": _TEXT})
+SPLIT_TABLE = _table(
+    "splits",
+    ("patient_id",),
+    {
+        "patient_id": _TEXT,
+        "split": _TEXT,
+        "label_ranks": pa.list_(pa.field("element", _REAL, nullable=False)),
+    },
+)
+SHARD = _table("shard", ("image_id",), {"image_id": _TEXT, "image": pa.large_binary()})
+SCORES = _table(
+    "scores",
+    ("arm_id", "label_fraction", "draw", "learning_rate", "weight_decay"),
+    {
+        "arm_id": _TEXT,
+        "label_fraction": _REAL,
+        "draw": pa.int32(),
+        "learning_rate": _REAL,
+        "weight_decay": _REAL,
+        "validation_score?": _REAL,  # mean AUC; null where no finding is evaluable
+        "step": pa.int32(),  # at which the score was reached
+        "num_train_images": pa.int32(),
+        "num_train_patients": pa.int32(),
+    },
+)
+HISTORY = _table(
+    "history",
+    ("run", "metric", "step"),
+    {"run": _TEXT, "metric": _TEXT, "step": pa.int32(), "value": _REAL},
+)
+PREDICTIONS = _table(
+    "predictions",
+    (
+        "study_id", "dataset", "dataset_digest", "split", "arm_id", "label_fraction", "draw", "repeat", "unit_id", "class",
+    ),
+    {
+        "study_id": _TEXT,
+        "dataset": _TEXT,
+        "dataset_digest": _TEXT,
+        "split": _TEXT,
+        "arm_id": _TEXT,
+        "label_fraction": _REAL,
+        "draw": pa.int32(),
+        "repeat": pa.int32(),
+        "unit_id": _TEXT,
+        "class": _TEXT,
+        "unit_kind": _TEXT,  # image or case
+        "patient_id": _TEXT,
+        "y_true?": pa.int8(),  # null: not known under the study's label policy
+        "y_score": _REAL,  # probability
+        "is_selected": _FLAG,  # made by the repeat that validation chose
+        "checkpoint_digest": _TEXT,
+        "sex?": _TEXT,
+        "age_years?": pa.float32(),
+        "skin_type?": _TEXT,
+        "view_position?": _TEXT,
+        "site?": _TEXT,
+    },
+)  # fmt: skip
+ARMS = _table(
+    "arms",
+    ("arm_id",),
+    {
+        "arm_id": _TEXT,
+        "architecture": _TEXT,
+        "method": _TEXT,
+        "num_steps": pa.int64(),  # pretraining steps, all stages together
+        "batch_size?": pa.int32(),  # of the last pretraining run
+        "augmentation?": _TEXT,
+        "display_name": _TEXT,
+    },
+)
+METRICS = _table(
+    "metrics",
+    (
+        "dataset", "split", "metric", "k", "class", "subgroup", "arm_a", "arm_b", "label_fraction", "draw", "repeat",
+        "resampling_unit",
+    ),
+    {
+        "dataset": _TEXT,
+        "split": _TEXT,
+        "metric": _TEXT,
+        "k?": pa.int32(),
+        "class": _TEXT,  # "" for a metric over all classes
+        "subgroup": _TEXT,  # "all", "sex=female"
+        "arm_a": _TEXT,
+        "arm_b?": _TEXT,  # null for one arm; else the row is arm_a minus arm_b
+        "label_fraction": _REAL,
+        "draw": pa.int32(),
+        "repeat": _TEXT,  # a number, "mean" or "selected"
+        "resampling_unit": _TEXT,  # "patient", "image", "" where nothing was resampled
+        "estimate?": _REAL,
+        "std?": _REAL,
+        "ci_low?": _REAL,
+        "ci_high?": _REAL,
+        "p?": _REAL,
+        "p_adjusted?": _REAL,
+        "family": _TEXT,
+        "n_units": pa.int64(),
+        "n_patients": pa.int64(),
+        "n_replicates": pa.int64(),
+        "status": _TEXT,
+        "reason": _TEXT,
+    },
+)  # fmt: skip
+
+TABLES: Mapping[str, TableSchema] = MappingProxyType(
+    {s.name: s for s in (INDEX, SOURCES, SPLIT_TABLE, SHARD, SCORES, HISTORY, PREDICTIONS, ARMS, METRICS)}
+)
+
+
+def label_columns(table: pa.Table) -> list[str]:
+    """Findings that `table` has a label column for, in column order."""
+    return [name.removeprefix(LABEL_PREFIX) for name in table.column_names if name.startswith(LABEL_PREFIX)]
+
+
+def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
+    """Return `table` with its columns in order and types as declared.
+
+    Raises:
+        SchemaError: A column is missing, unknown, of another type, or holds nulls where none may be.
+    """
+    labels = [name for name in table.column_names if schema.labels and name.startswith(LABEL_PREFIX)]
+    expected = [*schema.columns.names, *labels]
+    missing = [name for name in expected if name not in table.column_names]
+    unknown = [name for name in table.column_names if name not in expected]
+    if missing or unknown:
+        raise SchemaError(
+            f"{where}: not a {schema.name} table: missing columns {missing}, unknown columns {unknown}; "
+            f"see `medssl schema {schema.name}`"
+        )
+    fields = [*schema.columns, *(pa.field(name, pa.int8(), nullable=False) for name in labels)]
+    try:
+        table = table.select(expected).cast(pa.schema(fields, metadata=table.schema.metadata))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
+    for field in fields:
+        if not field.nullable and table[field.name].null_count:
+            count = table[field.name].null_count
+            raise SchemaError(
+                f"{where}: column {field.name} holds {count} nulls; a {schema.name} table allows none there"
+            )
+    return table
+
+
+def write(table: pa.Table, schema: TableSchema, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Check, sort by the key and write `table`, atomically and always with the same bytes for the same rows.
+
+    Raises:
+        SchemaError: The table does not fit, or two rows share a key.
+    """
+    table = check(table, schema, path.name)
+    table = table.sort_by([(column, "ascending") for column in schema.key])
+    if table.group_by(list(schema.key)).aggregate([]).num_rows != table.num_rows:
+        raise SchemaError(f"{path.name}: two rows share the key {', '.join(schema.key)}")
+    stored = {"medssl.schema": schema.name, **(metadata or {})}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table.replace_schema_metadata(stored), temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def read(path: Path, schema: TableSchema) -> pa.Table:
+    """Read and check a table written by `write`.
+
+    Raises:
+        SchemaError: The file is absent, no Parquet, or another table.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise SchemaError(f"{path.name}: no such file; expected a {schema.name} table") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SchemaError(f"{path.name}: cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from None
+    return check(table, schema, path.name)
+
+
+def metadata_of(table: pa.Table) -> dict[str, str]:
+    """The text metadata of a table read by `read`."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def describe(schema: TableSchema) -> str:
+    """The schema as JSON, as `medssl schema NAME` prints it."""
+    columns = [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema.columns]
+    if schema.labels:
+        columns.append(
+            {
+                "name": f"{LABEL_PREFIX}<finding>",
+                "type": "int8",
+                "nullable": False,
+                "codes": dict(LABEL_STATES),
+            }
+        )
+    return json.dumps({"table": schema.name, "key": list(schema.key), "columns": columns}, indent=2)

@@ -1,0 +1,1 @@
+"""The stages in pipeline order: artifacts in, artifacts out."""

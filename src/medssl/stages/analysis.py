@@ -1,0 +1,177 @@
+"""The analysis stages, in pipeline order: right of the predictions there is no image and no torch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medssl import layout, schema
+from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig
+from medssl.stages import step as steps
+from medssl.store import Artifact, Store
+
+
+def compare(
+    store: Store,
+    config: CompareConfig,
+    *,
+    arms: Sequence[ArmConfig],
+    encoders: dict[str, EncoderConfig],
+    pretraining: Sequence[PretrainRun],
+    predictions_uris: Sequence[str],
+    code_version: str,
+) -> steps.Made:
+    """Join the predictions of all arms and test their differences by paired bootstrap."""
+    import pyarrow as pa
+
+    from medssl.analysis import arms as arm_table
+    from medssl.analysis.compare import compare as compare_arms
+    from medssl.progress import Progress
+
+    artifacts = {str(a.summary["name"]): a for a in (store.open(uri, kind="predictions") for uri in predictions_uris)}
+    settings = {
+        "compare": config.dump(),
+        "arms": [arm.dump() for arm in arms],
+        "encoders": {name: encoder.dump() for name, encoder in encoders.items()},
+        "pretraining": [run.dump() for run in pretraining],
+    }
+    with steps.start("compare", store=store, code_version=code_version, config=settings, inputs=artifacts) as step:
+        if step.made is None:
+            tables = [schema.read(a.folder / layout.PREDICTIONS, schema.PREDICTIONS) for a in artifacts.values()]
+            predictions = pa.concat_tables(tables)
+            schema.write(predictions, schema.PREDICTIONS, step.folder / layout.PREDICTIONS)
+            schema.write(arm_table.table(arms, encoders, pretraining), schema.ARMS, step.folder / layout.ARMS)
+            bar = Progress("compare", 1, unit="cells")
+            rows = compare_arms(
+                predictions,
+                pairs=config.pairs,
+                num_replicates=config.num_replicates,
+                alpha=config.alpha,
+                resampling_units=config.resampling_units,
+                seed=config.seed,
+                progress=bar.of,
+            )
+            metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
+            schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
+            step.finish("comparison", {"num_predictions": predictions.num_rows}, headline_metrics(rows))
+    return step.result
+
+
+def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: str, code_version: str) -> steps.Made:
+    """Score the selected models within each subgroup."""
+    import pyarrow as pa
+
+    from medssl.analysis import subgroups
+    from medssl.progress import Progress
+
+    comparison = store.open(comparison_uri, kind="comparison")
+    with steps.start(
+        "analyze_subgroups",
+        store=store,
+        code_version=code_version,
+        config=config.dump(),
+        inputs={"comparison": comparison},
+    ) as step:
+        if step.made is None:
+            bar = Progress("analyze_subgroups", 1, unit="cells")
+            rows = subgroups.analyze(
+                schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS),
+                by=config.by,
+                age_edges=config.age_edges,
+                min_patients=config.min_patients,
+                num_replicates=config.num_replicates,
+                alpha=config.alpha,
+                seed=config.seed,
+                progress=bar.of,
+            )
+            metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
+            schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
+            step.finish("subgroups", {"num_rows": metrics.num_rows})
+    return step.result
+
+
+def write_report(
+    store: Store,
+    study: Study,
+    *,
+    index_uri: str,
+    splits_uri: str,
+    shards_uri: str,
+    checkpoints_uri: str | None,
+    selection_uri: str,
+    models_uri: str,
+    comparison_uri: str,
+    subgroups_uri: str,
+    code_version: str,
+) -> steps.Made:
+    """Write the report page and the study's one table of metrics."""
+    import pyarrow as pa
+
+    from medssl.analysis import report
+
+    uris = {
+        "index": index_uri,
+        "splits": splits_uri,
+        "shards": shards_uri,
+        "selection": selection_uri,
+        "comparison": comparison_uri,
+        "subgroups": subgroups_uri,
+    }
+    inputs = {role: store.open(uri, kind=role) for role, uri in uris.items()}
+    catalogs = {"models": store.open(models_uri, kind="catalog")}
+    if checkpoints_uri:
+        catalogs["checkpoints"] = store.open(checkpoints_uri, kind="catalog")
+    with steps.start(
+        "write_report",
+        store=store,
+        code_version=code_version,
+        config={"study": study.model_dump(mode="json", exclude={"resources"})},
+        inputs={**inputs, **catalogs},
+    ) as step:
+        if step.made is None:
+            listed = {role: _entries(store, catalog) for role, catalog in catalogs.items()}
+            folders = [a.folder for entries in listed.values() for a in entries]
+            metrics = pa.concat_tables(
+                schema.read(inputs[role].folder / layout.METRICS, schema.METRICS)
+                for role in ("comparison", "subgroups")
+            )
+            schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
+            report.write(
+                report.ReportInputs(
+                    study=study.model_dump(mode="json"),
+                    index_summary=_json(inputs["index"].folder / layout.SUMMARY),
+                    splits_summary=_json(inputs["splits"].folder / layout.SUMMARY),
+                    shards_summary=_json(inputs["shards"].folder / layout.SHARDS),
+                    selection=_json(inputs["selection"].folder / layout.SELECTION),
+                    models=[m for a in listed["models"] for m in _json(a.folder / layout.MODELS)],
+                    history=pa.concat_tables(schema.read(f / layout.HISTORY, schema.HISTORY) for f in folders),
+                    arms=schema.read(inputs["comparison"].folder / layout.ARMS, schema.ARMS),
+                    metrics=metrics,
+                    lineage={role: artifact.digest for role, artifact in (inputs | catalogs).items()},
+                ),
+                step.folder,
+            )
+            step.finish("report", {"title": study.report.title})
+            step.run.artifact(str(store.open(step.result.uri).folder), "report")
+    return step.result
+
+
+def headline_metrics(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    """Mean test AUC of each arm and label fraction, as MLflow shows it."""
+    return [
+        (f"test_mean_auc/{row['arm_a']}/fraction{row['label_fraction']:g}", 0, row["estimate"])
+        for row in rows
+        if (row["split"], row["metric"], row["repeat"]) == ("test", "mean_auc", "mean")
+        and row["arm_b"] is None
+        and row["estimate"] is not None
+        and row["draw"] == 0
+    ]
+
+
+def _entries(store: Store, catalog: Artifact) -> list[Artifact]:
+    entries = _json(catalog.folder / layout.CATALOG)
+    return [store.open(store.uri(e["kind"], e["digest"]), verify="size") for _, e in sorted(entries.items())]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())

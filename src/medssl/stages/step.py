@@ -1,0 +1,183 @@
+"""What every stage does around its work: find a finished result, track, record, put into the store."""
+
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple
+
+from medssl import tracking
+from medssl.config import digest
+from medssl.exit_codes import TerminatedError, install_excepthook
+from medssl.progress import duration, say
+from medssl.store import Artifact, Store, write_json
+
+
+class Made(NamedTuple):
+    """What a stage hands to its caller: where the artifact lies, and deterministic metadata."""
+
+    uri: str
+    metadata: dict[str, Any]
+
+
+@dataclass
+class Step:
+    """One stage at work on given inputs.
+
+    Attributes:
+        key: Digest of stage, settings, input digests and code version: names result, run and unfinished work.
+        folder: Where the files of the result are made.
+        run: Its MLflow run.
+        made: Set by `finish`.
+    """
+
+    stage: str
+    item: str
+    key: str
+    store: Store
+    folder: Path
+    run: tracking.TaskRun
+    made: Made | None = None
+    _artifact: Artifact | None = field(default=None, repr=False)
+
+    @property
+    def result(self) -> Made:
+        """What was made.
+
+        Raises:
+            RuntimeError: The step ended without calling `finish`.
+        """
+        if self.made is None:
+            raise RuntimeError(f"{self.name} ended without a result")
+        return self.made
+
+    @property
+    def name(self) -> str:
+        """Stage and item, as shown to people."""
+        return f"{self.stage} {self.item}".strip()
+
+    def finish(self, kind: str, summary: Mapping[str, Any], metrics: Iterable[tuple[str, int, float]] = ()) -> None:
+        """Put the files in `folder` into the store as the result."""
+        artifact = self.store.put(kind, self.folder, summary)
+        self.run.metrics(metrics)
+        self.run.tags({"medssl.output": f"{kind}/{artifact.digest}"})
+        self._artifact = artifact
+        self.made = self.describe(artifact)
+
+    def describe(self, artifact: Artifact) -> Made:
+        """The caller's view of `artifact`."""
+        return Made(artifact.uri, {"digest": artifact.digest, "step_key": self.key, "item": self.item})
+
+
+@contextmanager
+def start(
+    stage: str,
+    *,
+    store: Store,
+    code_version: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    lineage: Mapping[str, Artifact] = MappingProxyType({}),
+    item: str = "",
+    reuse: bool = True,
+) -> Iterator[Step]:
+    """Carry out one step; the body works only where `step.made` is None and then calls `step.finish`.
+
+    Args:
+        stage: Name of the stage function.
+        store: Where results lie.
+        code_version: From `medssl.code_version`.
+        config: Every setting on which the result depends, as JSON values.
+        inputs: Every artifact on which the result depends, by role.
+        lineage: Artifacts through which the inputs were found: recorded, but another catalog that leads to the
+            same inputs leads to the same result.
+        item: Which of several runs of the same stage this is.
+        reuse: Whether a finished result with the same key is taken instead of doing the work.
+    """
+    install_excepthook()
+    key = digest(
+        {
+            "stage": stage,
+            "item": item,
+            "config": config,
+            "inputs": {role: artifact.digest for role, artifact in inputs.items()},
+            "code_version": code_version,
+        }
+    )
+    began_s = time.monotonic()
+    with _sigterm_as_exception():
+        run = tracking.start_task(f"{stage} {item}".strip(), key)
+        status = "FAILED"
+        try:
+            _describe(run, stage, item, code_version, config, {**inputs, **lineage})
+            with store.build() as folder:
+                step = Step(stage, item, key, store, folder, run)
+                if reuse and (known := store.recall(key)):
+                    step.made = step.describe(known)
+                    say(f"{step.name}: found finished in the store")
+                yield step
+            if step._artifact is not None:
+                store.remember(key, step._artifact)
+                _record(step, code_version, {**inputs, **lineage}, time.monotonic() - began_s)
+                say(f"{step.name}: done in {duration(time.monotonic() - began_s)}")
+            status = "FINISHED"
+        except TerminatedError:
+            status = "KILLED"
+            raise
+        finally:
+            run.end(status)
+
+
+def records_dir(store: Store) -> Path:
+    """Folder of the records that `medssl lineage` and the runner read, one file a step."""
+    return store.work_dir("steps")
+
+
+def _describe(
+    run: tracking.TaskRun,
+    stage: str,
+    item: str,
+    code_version: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+) -> None:
+    if not run.run_id:
+        return
+    run.tags({"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version})
+    run.params(config)
+    run.inputs([tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in inputs.items()])
+
+
+def _record(step: Step, code_version: str, inputs: Mapping[str, Artifact], seconds: float) -> None:
+    assert step._artifact is not None
+    write_json(
+        records_dir(step.store) / f"{step.key}.json",
+        {
+            "step_key": step.key,
+            "stage": step.stage,
+            "item": step.item,
+            "code_version": code_version,
+            "inputs": {role: {"kind": a.kind, "digest": a.digest} for role, a in inputs.items()},
+            "output": {"kind": step._artifact.kind, "digest": step._artifact.digest},
+            "seconds": round(seconds, 2),
+            "finished_unix_s": round(time.time(), 3),
+            "mlflow_run_id": step.run.run_id,
+        },
+    )
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Within, SIGTERM raises TerminatedError, so that runs are closed and work is kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError("stopped by SIGTERM; run again to go on")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

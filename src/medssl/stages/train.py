@@ -1,0 +1,420 @@
+"""The training stages, in pipeline order; each starts its processes through torchrun."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medssl import layout, schema
+from medssl.config import (
+    RANDOM_INITIALIZATION,
+    ArmConfig,
+    EncoderConfig,
+    FinetuneConfig,
+    PredictConfig,
+    PretrainRun,
+    TaskConfig,
+)
+from medssl.exit_codes import BadInputError
+from medssl.stages import step as steps
+from medssl.store import Artifact, Store, write_json
+
+SEARCH_REPEAT = -1
+
+
+class Data:
+    """The three artifacts that every training stage reads."""
+
+    def __init__(self, store: Store, *, index_uri: str, splits_uri: str, shards_uri: str) -> None:
+        self.index = store.open(index_uri, kind="index")
+        self.splits = store.open(splits_uri, kind="splits")
+        self.shards = store.open(shards_uri, kind="shards")
+        self.channels = int(json.loads((self.shards.folder / layout.SHARDS).read_text())["channels"])
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """By role, as a step's inputs."""
+        return {"index": self.index, "splits": self.splits, "shards": self.shards}
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """As a job's inputs."""
+        return {
+            "index_path": self.index.folder / layout.INDEX,
+            "splits_path": self.splits.folder / layout.SPLITS,
+            "shards_dir": self.shards.folder,
+        }
+
+
+def pretrain(
+    store: Store,
+    run: PretrainRun,
+    encoder: EncoderConfig,
+    data: Data,
+    *,
+    catalog_uri: str | None,
+    code_version: str,
+) -> steps.Made:
+    """Train one encoder without labels, from random weights or from another run's."""
+    from medssl.train.jobs import Inputs, PretrainJob
+    from medssl.train.launch import launch
+
+    initial, catalog = _initial(store, run.init, catalog_uri)
+    with steps.start(
+        "pretrain",
+        store=store,
+        code_version=code_version,
+        config={"run": run.dump(), "encoder": encoder.dump()},
+        inputs={**data.artifacts, **_role("initial", initial)},
+        lineage=_role("catalog", catalog),
+        item=run.name,
+    ) as step:
+        if step.made is None:
+            job = PretrainJob(
+                inputs=Inputs(**data.paths),
+                run=run,
+                encoder=encoder,
+                channels=data.channels,
+                initial_dir=initial.folder if initial else None,
+                work_dir=store.work_dir(step.key),
+                out_dir=step.folder,
+            )
+            launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json")
+            step.run.metrics(_curves(step.folder / layout.HISTORY))
+            step.finish("checkpoint", {"name": run.name, "encoder": encoder.dump(), "channels": data.channels})
+            store.forget_work(step.key)
+    return step.result
+
+
+def collect(store: Store, kind: str, uris: Sequence[str], *, previous_uri: str | None, code_version: str) -> steps.Made:
+    """List several artifacts by name in one, since KFP hands no list into a loop."""
+    artifacts = [store.open(uri, kind=kind, verify="size") for uri in uris]
+    previous = store.open(previous_uri, kind="catalog") if previous_uri else None
+    inputs = {str(a.summary["name"]): a for a in artifacts}
+    with steps.start(
+        "collect",
+        store=store,
+        code_version=code_version,
+        config={"kind": kind},
+        inputs={**inputs, **_role("previous", previous)},
+        item=f"{kind}s" if not kind.endswith("s") else kind,
+    ) as step:
+        if step.made is None:
+            entries = json.loads((previous.folder / layout.CATALOG).read_text()) if previous else {}
+            entries |= {name: {"kind": a.kind, "digest": a.digest} for name, a in inputs.items()}
+            write_json(step.folder / layout.CATALOG, entries)
+            step.finish("catalog", {"num_entries": len(entries)})
+    return step.result
+
+
+def search_hyperparameters(
+    store: Store,
+    settings: FinetuneConfig,
+    task: TaskConfig,
+    arm: ArmConfig,
+    encoder: EncoderConfig,
+    data: Data,
+    *,
+    catalog_uri: str | None,
+    code_version: str,
+) -> steps.Made:
+    """Fine-tune one arm over the grid; only validation scores leave this stage."""
+    initial, catalog = _initial(store, arm.init, catalog_uri)
+    with steps.start(
+        "search_hyperparameters",
+        store=store,
+        code_version=code_version,
+        config=_finetune_config(settings, task, arm, encoder),
+        inputs={**data.artifacts, **_role("initial", initial)},
+        lineage=_role("catalog", catalog),
+        item=arm.name,
+    ) as step:
+        if step.made is None:
+            outcomes = _finetune(store, step, grid(settings), settings, task, arm, encoder, data, initial)
+            rows = [{name: outcome[name] for name in schema.SCORES.columns.names} for outcome in outcomes]
+            schema.write(_table(rows, schema.SCORES), schema.SCORES, step.folder / layout.SCORES)
+            _drop_weights(step.folder)
+            best = max((o["validation_score"] for o in outcomes if o["validation_score"] is not None), default=None)
+            step.finish(
+                "scores",
+                {"name": arm.name},
+                [("best_validation_mean_auc", 0, best)] if best is not None else (),
+            )
+            store.forget_work(step.key)
+    return step.result
+
+
+def select(store: Store, settings: FinetuneConfig, uris: Sequence[str], *, code_version: str) -> steps.Made:
+    """Choose each arm's settings by validation score; every grid point stays listed with the reason."""
+    artifacts = {str(a.summary["name"]): a for a in (store.open(uri, kind="scores") for uri in uris)}
+    with steps.start(
+        "select", store=store, code_version=code_version, config={"search": settings.search}, inputs=artifacts
+    ) as step:
+        if step.made is None:
+            rows: list[dict[str, Any]] = []
+            for artifact in artifacts.values():
+                rows += schema.read(artifact.folder / layout.SCORES, schema.SCORES).to_pylist()
+            write_json(step.folder / layout.SELECTION, choose(rows))
+            step.finish("selection", {"num_arms": len(artifacts)})
+    return step.result
+
+
+def finetune(
+    store: Store,
+    settings: FinetuneConfig,
+    task: TaskConfig,
+    arm: ArmConfig,
+    encoder: EncoderConfig,
+    data: Data,
+    *,
+    draws: int,
+    selection_uri: str,
+    catalog_uri: str | None,
+    code_version: str,
+) -> steps.Made:
+    """Fine-tune one arm with its chosen settings at every label fraction, several times."""
+    initial, catalog = _initial(store, arm.init, catalog_uri)
+    selection = store.open(selection_uri, kind="selection")
+    chosen = [row for row in json.loads((selection.folder / layout.SELECTION).read_text()) if row["chosen"]]
+    items = repeats(settings, [row for row in chosen if row["arm_id"] == arm.name], draws=draws)
+    with steps.start(
+        "finetune",
+        store=store,
+        code_version=code_version,
+        config={**_finetune_config(settings, task, arm, encoder), "items": items},
+        inputs={**data.artifacts, **_role("initial", initial)},
+        lineage={**_role("catalog", catalog), "selection": selection},
+        item=arm.name,
+    ) as step:
+        if step.made is None:
+            outcomes = _finetune(store, step, items, settings, task, arm, encoder, data, initial)
+            write_json(step.folder / layout.MODELS, mark_selected(outcomes))
+            named = [
+                (
+                    f"validation_mean_auc/fraction{o['label_fraction']:g}",
+                    int(o["repeat"]),
+                    float(o["validation_score"]),
+                )
+                for o in outcomes
+                if o["validation_score"] is not None
+            ]
+            step.finish("models", {"name": arm.name, "encoder": encoder.dump(), "num_models": len(items)}, named)
+            store.forget_work(step.key)
+    return step.result
+
+
+def predict(
+    store: Store,
+    settings: PredictConfig,
+    task: TaskConfig,
+    arm: ArmConfig,
+    encoder: EncoderConfig,
+    data: Data,
+    *,
+    study_id: str,
+    dataset: str,
+    image_size_px: int,
+    catalog_uri: str,
+    code_version: str,
+) -> steps.Made:
+    """Predict validation and test with every model of one arm; no other stage opens test images."""
+    from medssl.train.jobs import Inputs, PredictItem, PredictJob
+    from medssl.train.launch import launch
+
+    models, catalog = _initial(store, arm.name, catalog_uri)
+    if models is None or catalog is None:
+        raise BadInputError(f"arm {arm.name} has no fine-tuned models; run finetune for it first")
+    with steps.start(
+        "predict",
+        store=store,
+        code_version=code_version,
+        config={
+            "predict": settings.dump(),
+            "task": task.dump(),
+            "study_id": study_id,
+            "dataset": dataset,
+            "image_size_px": image_size_px,
+        },
+        inputs={**data.artifacts, "models": models},
+        lineage={"catalog": catalog},
+        item=arm.name,
+    ) as step:
+        if step.made is None:
+            listed = json.loads((models.folder / layout.MODELS).read_text())
+            job = PredictJob(
+                inputs=Inputs(**data.paths),
+                study_id=study_id,
+                dataset=dataset,
+                dataset_digest=data.index.digest,
+                items=tuple(
+                    PredictItem(
+                        **{name: m[name] for name in PredictItem.model_fields if name != "weights_path"},
+                        weights_path=models.folder / m["folder"] / layout.MODEL,
+                    )
+                    for m in listed
+                ),
+                settings=settings,
+                task=task,
+                encoder=encoder,
+                channels=data.channels,
+                image_size_px=image_size_px,
+                out_dir=step.folder,
+            )
+            launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json")
+            step.finish("predictions", {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)})
+            store.forget_work(step.key)
+    return step.result
+
+
+def grid(settings: FinetuneConfig) -> list[dict[str, Any]]:
+    """The runs of the search: the grid, at the largest label fraction or at each."""
+    largest = max(settings.label_fractions)
+    fractions = [largest] if settings.search == "full" else list(settings.label_fractions)
+    return [
+        {
+            "label_fraction": f,
+            "draw": 0,
+            "repeat": SEARCH_REPEAT,
+            "learning_rate": rate,
+            "weight_decay": decay,
+        }
+        for f in fractions
+        for rate in settings.learning_rates
+        for decay in settings.weight_decays
+    ]
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mark the best grid point of each arm and label fraction; ties and unevaluable grids go to the first listed."""
+    ordered = sorted(rows, key=lambda r: (r["arm_id"], r["label_fraction"], r["learning_rate"], r["weight_decay"]))
+    marked = []
+    for row in ordered:
+        rivals = [r for r in ordered if (r["arm_id"], r["label_fraction"]) == (row["arm_id"], row["label_fraction"])]
+        scored = [r for r in rivals if r["validation_score"] is not None]
+        best = max(scored, key=lambda r: r["validation_score"]) if scored else rivals[0]
+        if row is best:
+            reason = "best validation score" if scored else "no finding evaluable on validation; first of the grid"
+        elif row["validation_score"] is None:
+            reason = "not evaluable on validation"
+        else:
+            reason = f"validation score {best['validation_score'] - row['validation_score']:.4f} below the best"
+        marked.append({**row, "chosen": row is best, "reason": reason})
+    return marked
+
+
+def repeats(settings: FinetuneConfig, chosen: Sequence[Mapping[str, Any]], *, draws: int) -> list[dict[str, Any]]:
+    """The runs of the repeats: each label fraction, draw and repeat with the settings chosen for it.
+
+    Raises:
+        BadInputError: The selection says nothing of this arm.
+    """
+    if not chosen:
+        raise BadInputError("the selection holds no settings for this arm; run select again")
+    by_fraction = {row["label_fraction"]: row for row in chosen}
+    largest = by_fraction[max(by_fraction)]
+    return [
+        {
+            "label_fraction": fraction,
+            "draw": draw,
+            "repeat": repeat,
+            "learning_rate": by_fraction.get(fraction, largest)["learning_rate"],
+            "weight_decay": by_fraction.get(fraction, largest)["weight_decay"],
+        }
+        for fraction in settings.label_fractions
+        for draw in range(draws if fraction < 1 else 1)
+        for repeat in range(settings.repeats)
+    ]
+
+
+def mark_selected(outcomes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mark, for each label fraction and draw, the repeat that validation scores best."""
+    best: dict[tuple[float, int], Mapping[str, Any]] = {}
+    for outcome in sorted(outcomes, key=lambda o: int(o["repeat"])):
+        cell = (outcome["label_fraction"], outcome["draw"])
+        if cell not in best or (outcome["validation_score"] or 0.0) > (best[cell]["validation_score"] or 0.0):
+            best[cell] = outcome
+    return [{**o, "is_selected": best[o["label_fraction"], o["draw"]] is o} for o in outcomes]
+
+
+def _finetune(
+    store: Store,
+    step: steps.Step,
+    items: Sequence[Mapping[str, Any]],
+    settings: FinetuneConfig,
+    task: TaskConfig,
+    arm: ArmConfig,
+    encoder: EncoderConfig,
+    data: Data,
+    initial: Artifact | None,
+) -> list[dict[str, Any]]:
+    """Run the items; the step's folder then holds a folder an item and all training curves in one table."""
+    import pyarrow as pa
+
+    from medssl.store import file_digest
+    from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs
+    from medssl.train.launch import launch
+
+    job = FinetuneJob(
+        inputs=Inputs(**data.paths),
+        arm=arm.name,
+        items=tuple(FinetuneItem.model_validate(item) for item in items),
+        settings=settings,
+        task=task,
+        encoder=encoder,
+        channels=data.channels,
+        initial_dir=initial.folder if initial else None,
+        work_dir=store.work_dir(step.key),
+        out_dir=step.folder,
+    )
+    launch("medssl.train.finetune", job, store.work_dir(step.key) / "job.json")
+    outcomes, curves = [], []
+    for item in job.items:
+        folder = step.folder / item.name
+        outcome = json.loads((folder / layout.OUTCOME).read_text())
+        digest = file_digest(folder / layout.MODEL)
+        outcomes.append({**outcome, "folder": item.name, "checkpoint_digest": digest})
+        curves.append(schema.read(folder / layout.HISTORY, schema.HISTORY))
+        (folder / layout.HISTORY).unlink()
+    schema.write(pa.concat_tables(curves), schema.HISTORY, step.folder / layout.HISTORY)
+    return outcomes
+
+
+def _drop_weights(folder: Path) -> None:
+    """A search keeps scores and curves; its weights are not used again."""
+    for path in folder.glob(f"*/{layout.MODEL}"):
+        path.unlink()
+
+
+def _finetune_config(
+    settings: FinetuneConfig, task: TaskConfig, arm: ArmConfig, encoder: EncoderConfig
+) -> dict[str, Any]:
+    return {"finetune": settings.dump(), "task": task.dump(), "arm": arm.name, "encoder": encoder.dump()}
+
+
+def _initial(store: Store, name: str, catalog_uri: str | None) -> tuple[Artifact | None, Artifact | None]:
+    """The artifact of that name in the catalog, and the catalog; nothing where weights start at random."""
+    if name == RANDOM_INITIALIZATION or catalog_uri is None:
+        if name != RANDOM_INITIALIZATION:
+            raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
+        return None, None
+    catalog = store.open(catalog_uri, kind="catalog")
+    entries = json.loads((catalog.folder / layout.CATALOG).read_text())
+    if name not in entries:
+        raise BadInputError(f"weights {name} are not in the catalog, which holds {sorted(entries)}")
+    entry = entries[name]
+    return store.open(store.uri(entry["kind"], entry["digest"]), kind=entry["kind"]), catalog
+
+
+def _role(role: str, artifact: Artifact | None) -> dict[str, Artifact]:
+    return {role: artifact} if artifact else {}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], kind: schema.TableSchema) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), schema=kind.columns)
+
+
+def _curves(path: Path) -> list[tuple[str, int, float]]:
+    rows = schema.read(path, schema.HISTORY).to_pylist()
+    return [(row["metric"], row["step"], row["value"]) for row in rows]

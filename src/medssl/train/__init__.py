@@ -1,0 +1,1 @@
+"""Training processes: pretraining, fine-tuning, prediction."""

@@ -1,0 +1,99 @@
+"""The process group of one training task: started by torchrun, one process included."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others.
+
+    Attributes:
+        rank: 0 … world_size - 1.
+        world_size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and talks for all."""
+        return self.rank == 0
+
+    def gather(self, z_ND: Tensor) -> Tensor:
+        """Rows of all ranks in rank order, (W·N, D); gradients flow back to the rank they came from.
+
+        The backward pass sums the gradients of all ranks, and DistributedDataParallel averages over ranks; where
+        every rank computes the same loss over all rows, the two cancel to one process's gradient.
+        """
+        if self.world_size == 1:
+            return z_ND
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(list(all_gather(z_ND)))
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` on this device, its gradients averaged over the ranks.
+
+        Batch norm statistics are synchronised on GPUs; torch has no CPU version of that.
+        """
+        module = module.to(self.device)
+        if self.world_size == 1:
+            return module
+        if self.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index])
+        return nn.parallel.DistributedDataParallel(module)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank; every rank gets the same answer."""
+        if self.world_size == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs; alone without torchrun."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world_size, device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers a SIGTERM, so that a training loop can save its state between two steps and end."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

@@ -1,0 +1,92 @@
+"""Starts training processes through torchrun, one process included, and tells how they ended.
+
+torchrun turns every failure of a worker into exit code 1; the worker's own reason comes back through a file.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from medssl.config import Section
+from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
+
+PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
+THREADS_VARIABLE = "MEDSSL_THREADS"
+GRACE_S = 60.0  # for a worker to save its state after SIGTERM
+
+
+def launch(module: str, job: Section, job_path: Path) -> None:
+    """Run `job` in MEDSSL_PROCESSES processes (default 1) of MEDSSL_THREADS threads and wait for its end.
+
+    Args:
+        module: What each process runs. The name stands in the calling stage as a literal, which makes the module
+            part of that stage's code version.
+        job: What to do; written to `job_path` for the workers.
+        job_path: A file in a folder that exists.
+
+    Raises:
+        BadInputError: A worker found that its input cannot be used.
+        TerminatedError: SIGTERM came; the workers have saved their state.
+        RuntimeError: A worker failed; its traceback has been printed.
+    """
+    processes = int(os.environ.get(PROCESSES_VARIABLE, "1"))
+    threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, (os.cpu_count() or 1) // processes)
+    job_path.write_text(job.model_dump_json())
+    failure_file = job_path.with_suffix(".failure")
+    failure_file.unlink(missing_ok=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        FAILURE_FILE_VARIABLE: str(failure_file),
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    command += ["-m", module, str(job_path)]
+    code, stopped = _run(command, environment)
+    if code == 0 and not stopped:
+        return
+    reason = json.loads(failure_file.read_text()) if failure_file.is_file() else {}
+    if stopped or reason.get("exit_code") == TERMINATED:
+        raise TerminatedError("training was stopped and has saved its state; run again to go on")
+    if reason.get("exit_code") == BAD_INPUT:
+        raise BadInputError(reason["message"])
+    raise RuntimeError(f"{module} failed with exit code {code}: {reason.get('message', 'see the lines above')}")
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Exit code of `command`, and whether it was asked to stop by a SIGTERM passed on from here."""
+    process = subprocess.Popen(command, env=environment)
+    stopped = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        deadline_s = None
+        while process.poll() is None:
+            if stopped and deadline_s is None:
+                deadline_s = time.monotonic() + GRACE_S
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                process.kill()
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if process.poll() is None:
+            process.kill()
+    return process.returncode, stopped
