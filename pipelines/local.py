@@ -60,7 +60,9 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
     key_id = _check_input(study, root)
     plan = make_plan(study)
     state = _open_state(out_dir, study)
-    _tell(f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; results in {out_dir}")
+    _tell(
+        f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; results in {out_dir}"
+    )
     write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
     parent = _start_tracking(study, state, out_dir)
     status, started_unix_s = "FAILED", time.time()
@@ -206,9 +208,12 @@ def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
         leftover.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pipelines", "execute", str(out_dir)]
     project = Path(__file__).parents[1]
-    with subprocess.Popen(
-        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as child, _stopping(child.pid) as stop:
+    with (
+        subprocess.Popen(
+            command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ) as child,
+        _stopping(child.pid) as stop,
+    ):
         assert child.stdout is not None
         with (out_dir / LOG_FILE).open("w") as log:
             _follow(child.stdout, log, num_tasks)

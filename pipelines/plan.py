@@ -92,7 +92,8 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
         },
         "analyze_subgroups": study.subgroups.dump(),
-        "write_report": study.dump() | {"data": _without(study.data, "root", "generate") | {"root": ""}, "resources": {}},
+        "write_report": study.dump()
+        | {"data": _without(study.data, "root", "generate") | {"root": ""}, "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
     return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), arms, sections, versions)

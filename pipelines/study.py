@@ -68,9 +68,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
             code_version=versions["ingest"],
         )
         index = indexed.outputs["index"]
-        split = assign_splits(
-            index=index, config=sections["assign_splits"], code_version=versions["assign_splits"]
-        )
+        split = assign_splits(index=index, config=sections["assign_splits"], code_version=versions["assign_splits"])
         sharded = write_shards(
             index=index,
             config=sections["write_shards"],
@@ -117,9 +115,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
                 draws=sections["assign_splits"]["draws"],
                 code_version=versions["finetune"],
             )
-        models = collect(
-            items=dsl.Collected(tuned.outputs["models"]), kind="models", code_version=versions["collect"]
-        )
+        models = collect(items=dsl.Collected(tuned.outputs["models"]), kind="models", code_version=versions["collect"])
         with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
             predicted = predict(
                 **data,

@@ -47,9 +47,7 @@ def reason_of(data, max_pixels=PLENTY):
 def test_grey_and_rgb_pngs_come_back_pixel_for_pixel():
     for channels in (None, 3):
         image = noise(channels=channels)
-        np.testing.assert_array_equal(
-            decode(encode(image, encoding="png", quality=95), max_pixels=PLENTY), image
-        )
+        np.testing.assert_array_equal(decode(encode(image, encoding="png", quality=95), max_pixels=PLENTY), image)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header_alone(monkeypatch):
@@ -212,16 +210,12 @@ def test_a_smooth_ramp_stays_a_ramp():
     assert np.abs(found[20, 2:-2] - expected[2:-2]).max() <= 1.5
 
 
-@pytest.mark.parametrize(
-    ("shape", "inner"), [((50, 100), (16, 32)), ((100, 50), (32, 16)), ((1, 400), (1, 32))]
-)
+@pytest.mark.parametrize(("shape", "inner"), [((50, 100), (16, 32)), ((100, 50), (32, 16)), ((1, 400), (1, 32))])
 def test_padding_keeps_the_aspect_ratio_and_centres_on_black(shape, inner):
     for channels in ((), (3,)):
         found = resize(np.full((*shape, *channels), 200, np.uint8), size_px=32, how="pad")
         assert found.shape == (32, 32, *channels)
-        rows, columns = (
-            np.flatnonzero((found > 0).reshape(32, 32, -1).any(axis=(axis, 2))) for axis in (1, 0)
-        )
+        rows, columns = (np.flatnonzero((found > 0).reshape(32, 32, -1).any(axis=(axis, 2))) for axis in (1, 0))
         assert (len(rows), len(columns)) == inner
         assert abs(rows[0] - (31 - rows[-1])) <= 1
         assert abs(columns[0] - (31 - columns[-1])) <= 1
@@ -237,9 +231,7 @@ def test_an_image_of_the_right_size_is_not_touched():
 def test_jpeg_quality_is_used_and_encoding_is_repeatable():
     image = resize(noise(8, 8, 3), size_px=64, how="squash")
     for encoding in ("png", "jpeg"):
-        assert encode(image, encoding=encoding, quality=95) == encode(
-            image.copy(), encoding=encoding, quality=95
-        )
+        assert encode(image, encoding=encoding, quality=95) == encode(image.copy(), encoding=encoding, quality=95)
     fine, coarse = (encode(image, encoding="jpeg", quality=quality) for quality in (95, 50))
     assert len(fine) > len(coarse)
     assert np.abs(decode(fine, max_pixels=PLENTY).astype(int) - image).mean() < 3

@@ -102,12 +102,13 @@ def test_first_numbers_do_not_depend_on_how_many_follow_or_on_the_order_of_image
 # What is drawn
 
 
-def test_crops_lie_in_the_image_with_the_drawn_areas_and_aspects():
-    drawn = draws_of(augment.simclr(1.0), height=60, width=80)
+@pytest.mark.parametrize(("image_height", "image_width"), [(60, 80), (80, 60)])
+def test_crops_lie_in_the_image_with_the_drawn_areas_and_aspects(image_height, image_width):
+    drawn = draws_of(augment.simclr(1.0), height=image_height, width=image_width)
     x, y, width, height = drawn.crop.T
     eps = 1e-9
-    assert (np.abs(x) + width / 2 <= 40 + eps).all()
-    assert (np.abs(y) + height / 2 <= 30 + eps).all()
+    assert (np.abs(x) + width / 2 <= image_width / 2 + eps).all()
+    assert (np.abs(y) + height / 2 <= image_height / 2 + eps).all()
     share = width * height / 4800
     aspect = width / height
     assert 0.08 <= share.min() < 0.085

@@ -1,25 +1,25 @@
-"""Tables of the report that are made from the metrics table: results, differences, subgroups, and what is missing.
+"""The metrics table as the report reads it: rows by key, orders and names, and a value as one cell.
 
-No number is computed here that the metrics table holds; only the mean over several draws of a label fraction is,
+No number is computed here that the metrics table holds. Only a mean over several draws of a label fraction is,
 because that table keeps draws apart.
 """
 
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from medssl.analysis import tables
 from medssl.analysis.compare import CHOICE_SPLITS, ROW_KEY
-from medssl.analysis.tables import Cell, Column, Table
+from medssl.analysis.tables import NOT_EVALUABLE, Cell, percent
 
 Row = Mapping[str, Any]
 
 DECIMALS = 3  # of every AUC, difference and p value
+TOO_SMALL = "too few patients"
 
 
 class Labels(NamedTuple):
@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A data set and the split of it on which models are reported."""
+    """A data set and the split of it on which models are evaluated."""
 
     dataset: str
     split: str
@@ -41,7 +41,6 @@ class Spread(NamedTuple):
 
     mean: float
     std: float | None
-    num_runs: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Results:
         arms: arm_id to the name shown, in the study's order.
         findings: In the study's order.
         alpha: One minus the level of the intervals.
-        resampling_unit: The unit of the intervals shown beside results; other units appear in comparisons.
+        resampling_unit: The unit of the intervals shown beside results; others appear in comparisons.
     """
 
     rows: Sequence[Row]
@@ -68,9 +67,13 @@ class Results:
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """Where models are reported: the test split first, then others, then other data sets."""
-        found = {Evaluation(row["dataset"], row["split"]) for row in self.rows if row["split"] not in CHOICE_SPLITS}
-        return sorted(found, key=lambda e: (e.split != "test", e))
+        """Where models are reported: test splits first."""
+        found = {
+            Evaluation(row["dataset"], row["split"])
+            for row in self.rows
+            if row["split"] not in CHOICE_SPLITS
+        }
+        return sorted(found, key=lambda where: (where.split != "test", where))
 
     @cached_property
     def labels(self) -> list[Labels]:
@@ -80,57 +83,71 @@ class Results:
     @cached_property
     def largest(self) -> Labels:
         """The first draw of the largest label fraction."""
-        fraction = self.labels[-1].fraction
-        return next(labels for labels in self.labels if labels.fraction == fraction)
+        return min(labels for labels in self.labels if labels.fraction == self.labels[-1].fraction)
 
     @property
     def level(self) -> str:
         """The level of the intervals, such as "95 %"."""
-        return tables.percent(1 - self.alpha)
+        return percent(1 - self.alpha)
 
     def name(self, labels: Labels) -> str:
         """The label fraction as shown; the draw is told where the fraction has several."""
         several = sum(other.fraction == labels.fraction for other in self.labels) > 1
-        return tables.percent(labels.fraction) + (f", draw {labels.draw}" if several else "")
+        return percent(labels.fraction) + (f", draw {labels.draw}" if several else "")
 
     def place(self, where: Evaluation) -> str:
         """The split as shown; the data set is told where there are several."""
         several = len({dataset for dataset, _ in self.evaluations}) > 1
-        return f"{where.split} of {where.dataset}" if several else where.split
+        return f"{where.split} ({where.dataset})" if several else where.split
 
-    def row(self, where: Evaluation, arm: str, labels: Labels, repeat: str, metric: str, **rest: Any) -> Row | None:
+    def row(
+        self, where: Evaluation, arm: str, labels: Labels, *, repeat: str, metric: str, **rest: Any
+    ) -> Row | None:
         """One metrics row; `rest` gives further key columns (class, subgroup, arm_b, resampling_unit)."""
-        known = {
-            "dataset": where.dataset, "split": where.split, "metric": metric, "arm_a": arm,
-            "label_fraction": labels.fraction, "draw": labels.draw, "repeat": repeat,
-        }  # fmt: skip
-        key = {"k": None, "class": "", "subgroup": "all", "arm_b": None, "resampling_unit": ""} | known | rest
+        key = {"k": None, "class": "", "subgroup": "all", "arm_b": None, "resampling_unit": ""} | rest
+        key |= {**where._asdict(), "arm_a": arm, "label_fraction": labels.fraction, "draw": labels.draw}
+        key |= {"repeat": repeat, "metric": metric}
         return self._by_key.get(tuple(key[name] for name in ROW_KEY))
 
-    def selected(self, where: Evaluation, arm: str, labels: Labels, metric: str, **rest: Any) -> Row | None:
-        """The row of the model that validation chose, with its interval."""
-        # A metric that is not evaluable was not resampled in every case, so its row may stand without a unit.
-        for unit in (self.resampling_unit, ""):
-            if row := self.row(where, arm, labels, "selected", metric, **{"resampling_unit": unit} | rest):
+    def selected(
+        self, where: Evaluation, arm: str, labels: Labels, *, metric: str, **rest: Any
+    ) -> Row | None:
+        """The row of the model that validation chose, with its interval.
+
+        `rest` as in `row`. Rows that were not resampled (a gap, a group that is too small) have no unit.
+        """
+        for unit in (self.resampling_unit, "patient", ""):
+            keys = {"resampling_unit": unit, **rest}
+            if row := self.row(where, arm, labels, repeat="selected", metric=metric, **keys):
                 return row
         return None
 
-    def spread(self, where: Evaluation, arm: str, fraction: float) -> Spread | None:
-        """Mean AUC over all runs of an arm at a label fraction, draws pooled; None where it is not evaluable."""
-        values = self._runs.get((where, arm, fraction), [])
-        if not values:
-            return None
-        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
     @cached_property
-    def _runs(self) -> dict[tuple[Evaluation, str, float], list[float]]:
-        found: dict[tuple[Evaluation, str, float], list[float]] = {}
+    def _runs(self) -> dict[tuple[Evaluation, str, Labels], list[float | None]]:
+        found: dict[tuple[Evaluation, str, Labels], list[float | None]] = {}
         for row in self.rows:
-            whole = row["metric"] == "mean_auc" and row["subgroup"] == "all" and row["arm_b"] is None
-            if whole and row["repeat"].isdigit() and row["estimate"] is not None:
-                key = (Evaluation(row["dataset"], row["split"]), row["arm_a"], row["label_fraction"])
+            if row["metric"] == "mean_auc" and row["repeat"].isdigit() and row["subgroup"] == "all":
+                labels = Labels(row["label_fraction"], row["draw"])
+                key = (Evaluation(row["dataset"], row["split"]), row["arm_a"], labels)
                 found.setdefault(key, []).append(row["estimate"])
         return found
+
+    def num_repeats(self, where: Evaluation, arm: str, labels: Labels) -> int:
+        """Fine-tuned models behind a mean over repeats."""
+        return len(self._runs.get((where, arm, labels), []))
+
+    def spread(self, where: Evaluation, arm: str, fraction: float) -> Spread | None:
+        """Mean AUC over all runs of an arm at a label fraction, draws pooled; None where not evaluable."""
+        values = [
+            value
+            for labels in self.labels
+            if labels.fraction == fraction
+            for value in self._runs.get((where, arm, labels), [])
+            if value is not None
+        ]
+        if not values:
+            return None
+        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def pairs(self, where: Evaluation) -> list[tuple[str, str]]:
         """Compared arms (a, b), in the order of the arms."""
@@ -144,138 +161,59 @@ class Results:
 
 
 def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None = None) -> Results:
-    """Order the metrics as the study lists its arms and findings; without a study, as the tables do."""
+    """The metrics in the order in which the study lists arms and findings; without a study, as the tables do.
+
+    Args:
+        metrics: schema.METRICS, of compare and of subgroups together.
+        arms: schema.ARMS.
+        study: The study as plain values.
+    """
     shown = {row["arm_id"]: row["display_name"] for row in arms.to_pylist()}
     rows = metrics.to_pylist()
     order = [arm["name"] for arm in study["arms"]] if study else list(shown)
-    order += [arm for arm in dict.fromkeys(row["arm_a"] for row in rows) if arm not in order]
-    names = {arm: shown.get(arm, arm) for arm in order}
-    doubled = {name for name in names.values() if list(names.values()).count(name) > 1}
-    classes = list(dict.fromkeys(row["class"] for row in rows if row["class"]))
+    mentioned = dict.fromkeys(row[side] for side in ("arm_a", "arm_b") for row in rows if row[side])
+    order += [arm for arm in mentioned if arm not in order]
+    names = [shown.get(arm, arm) for arm in order]
+    classes = dict.fromkeys(row["class"] for row in rows if row["class"])
     return Results(
         rows=rows,
-        arms={arm: f"{name} ({arm})" if name in doubled else name for arm, name in names.items()},
-        findings=study["task"]["findings"] if study else classes,
+        # Two arms may differ in what a display name does not tell.
+        arms={
+            arm: f"{name} ({arm})" if names.count(name) > 1 else name
+            for arm, name in zip(order, names, strict=True)
+        },
+        findings=study["task"]["findings"] if study else list(classes),
         alpha=study["compare"]["alpha"] if study else 0.05,
         resampling_unit=study["compare"]["resampling_units"][0] if study else "patient",
     )
 
 
 def with_spread(row: Row | None) -> Cell:
-    """"0.812 ± 0.010"; without the spread where there is a single run."""
+    """A cell such as "0.812 ± 0.010"; without the spread where there is a single run."""
     if row is None or row["estimate"] is None:
-        return _nothing(row)
+        return nothing(row)
     spread = "" if row["std"] is None else f" ± {row['std']:.{DECIMALS}f}"
-    return Cell(f"{row['estimate']:.{DECIMALS}f}{spread}", _left_out(row))
+    return Cell(f"{row['estimate']:.{DECIMALS}f}{spread}", remark(row))
 
 
 def with_interval(row: Row | None) -> Cell:
-    """"0.812 [0.790, 0.833]"; the reason as a note where the interval is withheld."""
+    """A cell such as "0.812 [0.790, 0.833]"; a note says why where the interval is withheld."""
     if row is None or row["estimate"] is None:
-        return _nothing(row)
+        return nothing(row)
+    estimate = f"{row['estimate']:.{DECIMALS}f}"
     if row["ci_low"] is None:
-        return Cell(f"{row['estimate']:.{DECIMALS}f}", f"interval withheld: {row['reason'] or 'no reason was recorded'}")
-    ends = f"{row['ci_low']:.{DECIMALS}f}, {row['ci_high']:.{DECIMALS}f}"
-    return Cell(f"{row['estimate']:.{DECIMALS}f} [{ends}]", _left_out(row))
+        return Cell(estimate, f"interval withheld: {row['reason'] or 'no reason recorded'}")
+    return Cell(f"{estimate} [{row['ci_low']:.{DECIMALS}f}, {row['ci_high']:.{DECIMALS}f}]", remark(row))
 
 
-def _nothing(row: Row | None) -> Cell:
-    reason = "no predictions" if row is None else row["reason"]
-    return tables.real(None, decimals=DECIMALS, reason=reason)
+def nothing(row: Row | None) -> Cell:
+    """The cell of a value that could not be had, with the reason as its note."""
+    if row is None:
+        return Cell(NOT_EVALUABLE, "no predictions")
+    words = TOO_SMALL if row["status"] == "too_small" else NOT_EVALUABLE
+    return Cell(words, row["reason"] or "no reason recorded")
 
 
-def _left_out(row: Row) -> str:
-    """What the reader of a value must know; the count of repeats has its own column."""
-    parts = (part for part in row["reason"].split("; ") if not re.match(r"\d+ repeats?\b", part))
-    return "; ".join(parts) if row["status"] != "ok" or row["n_replicates"] else ""
-
-
-def overview(results: Results, where: Evaluation) -> Table:
-    """Mean AUC of every arm and label fraction: over repeats, and of the model that validation chose."""
-    place = results.place(where)
-    validation = Evaluation(where.dataset, "validation")
-    rows = [
-        (
-            results.arms[arm],
-            results.name(labels),
-            _num_repeats(results.row(where, arm, labels, "mean", "mean_auc")),
-            with_spread(results.row(where, arm, labels, "mean", "mean_auc")),
-            with_interval(results.selected(where, arm, labels, "mean_auc")),
-            with_spread(results.row(validation, arm, labels, "mean", "mean_auc")),
-        )
-        for arm, labels in _reported(results, where)
-    ]
-    columns = [
-        tables.text("Arm"), Column("Labels"), Column("Repeats"), Column(f"Mean AUC, {place}: mean ± SD"),
-        Column(f"Selected model, {place} [{results.level} interval]"),
-        Column("Validation (used for choices): mean ± SD"),
-    ]  # fmt: skip
-    caption = (
-        f"Mean AUC over the findings on {place}. Mean ± standard deviation over repeated fine-tuning; the selected "
-        f"model is the repeat with the best validation score, its interval is a percentile bootstrap over "
-        f"{results.resampling_unit}s. Validation scores chose hyper-parameters and models: they flatter."
-    )
-    return tables.build(f"results-{_slug(where)}", caption, columns, rows, grouped=True)
-
-
-def per_finding(results: Results, where: Evaluation, *, selected: bool) -> Table:
-    """AUC of each finding: mean over repeats, or of the selected model with its interval."""
-    place = results.place(where)
-
-    def cell(arm: str, labels: Labels, finding: str) -> Cell:
-        if selected:
-            return with_interval(results.selected(where, arm, labels, "auc", **{"class": finding}))
-        return with_spread(results.row(where, arm, labels, "mean", "auc", **{"class": finding}))
-
-    rows = [
-        (results.arms[arm], results.name(labels), *(cell(arm, labels, finding) for finding in results.findings))
-        for arm, labels in _reported(results, where)
-    ]
-    what = f"selected model [{results.level} interval]" if selected else "mean ± standard deviation over repeats"
-    columns = [tables.text("Arm"), Column("Labels"), *(Column(finding) for finding in results.findings)]
-    name = f"findings-{'selected' if selected else 'repeats'}-{_slug(where)}"
-    return tables.build(name, f"AUC per finding on {place}: {what}.", columns, rows, grouped=True)
-
-
-def _reported(results: Results, where: Evaluation) -> Iterator[tuple[str, Labels]]:
-    for arm in results.arms:
-        for labels in results.labels:
-            if results.row(where, arm, labels, "mean", "mean_auc"):
-                yield arm, labels
-
-
-def _num_repeats(row: Row | None) -> str:
-    count = re.match(r"(\d+) repeat", row["reason"]) if row else None
-    return count[1] if count else ""
-
-
-def _slug(where: Evaluation) -> str:
-    return f"{where.dataset}-{where.split}".replace("_", "-")
-
-
-def differences(results: Results, where: Evaluation, *, findings: bool) -> Table:
-    """Paired differences of the selected models: of the mean AUC, or finding by finding."""
-    rows = []
-    for a, b in results.pairs(where):
-        heading = f"{results.arms[a]} minus {results.arms[b]}"
-        for row in _difference_rows(results, where, a, b, findings=findings):
-            labels = Labels(row["label_fraction"], row["draw"])
-            extra = [row["class"]] if findings else [_p(row["p_adjusted"], row)]
-            verdict = verdict_of(row, alpha=results.alpha, adjusted=not findings)
-            unit = row["resampling_unit"] or "none"
-            values = (with_interval(row), _p(row["p"], row), row["n_replicates"] or 0, unit, verdict)
-            rows.append((heading, results.name(labels), *([*extra, *values] if findings else _insert(values, extra))))
-    shared = [Column("p"), Column("Replicates"), tables.text("Resampled"), tables.text("In words")]
-    difference = Column(f"Difference [{results.level} interval]")
-    place = results.place(where)
-    if findings:
-        columns = [tables.text("Pair"), Column("Labels"), tables.text("Finding"), difference, *shared]
-        caption = f"Differences in AUC per finding on {place}. Their p values are not adjusted for their number."
-    else:
-        columns = [tables.text("Pair"), Column("Labels"), difference, shared[0], Column("p, Holm"), *shared[1:]]
-        caption = (
-            f"Differences in mean AUC on {place} between selected models, on the same resamples. Holm's "
-            "adjustment covers all pairs at the same label fraction and resampling unit."
-        )
-    name = f"differences-{'findings' if findings else 'mean'}-{_slug(where)}"
-    return tables.build(name, caption, columns, rows, grouped=True)
+def remark(row: Row) -> str:
+    """What the reader of a value must know, less the count of repeats, which has its own column."""
+    return "; ".join(part for part in row["reason"].split("; ") if not re.match(r"\d+ repeats?\b", part))

@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from medssl import imaging, schema
 from medssl.config import ShardConfig
@@ -78,11 +76,17 @@ def write(
         BadInputError: The tables do not fit together, or more than `config.max_undecodable_share` of the images
             cannot be used. No `shards.json` remains.
     """
+    num_images = _check_tables(index_path, sources_path)
     out_dir.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out_dir)
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    with _warnings_held_back():  # at import, of clients of clouds that nothing here uses
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+    beam: Any = apache_beam  # only partly typed
+    options = PipelineOptions(_with_runner(pipeline_options))
     settings = (root, out_dir, config, num_threads or len(os.sched_getaffinity(0)))
-    with _counting(_check_tables(index_path, sources_path)), beam.Pipeline(options=_options(pipeline_options)) as pipeline:
+    with _counting(num_images), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "Name the tables" >> beam.Create([(index_path, sources_path)])
@@ -136,8 +140,7 @@ def write_part(
     num_images, patients = 0, set[str]()
     with _atomic(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as sink:
         while batch:
-            columns = [[image.image_id for image in batch], [image.data for image in batch]]
-            sink.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            sink.write_batch(_record_batch(batch))
             num_images += len(batch)
             patients.update(image.patient_id for image in batch)
             batch = list(itertools.islice(images, BATCH_ROWS))
@@ -149,6 +152,12 @@ def write_part(
         "sha256": file_digest(path),
         "undecodable": undecodable,
     }
+
+
+def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
+    columns: dict[str, list[Any]] = {"image_id": [image.image_id for image in images]}
+    columns["image"] = [image.data for image in images]
+    return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
 def _stored(rows: Sequence[Row], root: Path, config: ShardConfig, num_threads: int) -> Iterator[Stored]:
@@ -214,7 +223,7 @@ def _check_tables(index_path: Path, sources_path: Path) -> int:
     sources = schema.read(sources_path, schema.SOURCES)
     if not index.num_rows:
         raise BadInputError(f"{index_path.name}: no images; expected at least one; run ingest on a filled table")
-    num_missing = pc.sum(pc.invert(pc.is_in(index["image_id"], value_set=sources["image_id"]))).as_py()
+    num_missing = pc.index_in(index["image_id"], value_set=sources["image_id"]).null_count
     if num_missing:
         raise BadInputError(
             f"{sources_path.name}: {num_missing} of the {index.num_rows} images in {index_path.name} are not in it; "
@@ -238,9 +247,19 @@ def _too_many_undecodable(summary: Mapping[str, Any], max_share: float) -> str:
     )
 
 
-def _options(pipeline_options: Sequence[str]) -> PipelineOptions:
+def _with_runner(pipeline_options: Sequence[str]) -> list[str]:
     has_runner = any(option.split("=")[0] == "--runner" for option in pipeline_options)
-    return PipelineOptions([*pipeline_options, *(() if has_runner else (f"--runner={DEFAULT_RUNNER}",))])
+    return [*pipeline_options, *(() if has_runner else (f"--runner={DEFAULT_RUNNER}",))]
+
+
+@contextmanager
+def _warnings_held_back() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

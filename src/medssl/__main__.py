@@ -1,0 +1,333 @@
+"""The `medssl` command: a subcommand a stage, and tools beside them. It works on files; `pipelines` on the DAG."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from medssl import layout, schema
+from medssl.code_version import stage_version
+from medssl.config import ArmConfig, ConfigError, GenerateConfig, PretrainRun, Study, load_study
+from medssl.exit_codes import FAILURE, OK, BadInputError, exit_code
+from medssl.progress import Progress
+from medssl.stages import analysis, data, train
+from medssl.stages.step import Made
+from medssl.store import STORE_VARIABLE, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one subcommand; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except Exception as error:
+        if (code := exit_code(error)) == FAILURE:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return code
+    return OK
+
+
+class Call:
+    """One call of a stage from the command line: the study, the store and the inputs that were given."""
+
+    def __init__(self, stage: str, options: argparse.Namespace) -> None:
+        self.study: Study = load_study(options.study, options.overrides)
+        self.store = _store(options)
+        self.item: str | None = options.item
+        self._inputs = dict(_pair(text) for text in options.input)
+        self._lists: dict[str, list[str]] = {}
+        for role, uri in map(_pair, options.input):
+            self._lists.setdefault(role, []).append(uri)
+        module = {"data": data, "train": train, "analysis": analysis}[STAGES[stage][0]]
+        self.code_version = stage_version(module.__name__, stage)
+
+    def uri(self, role: str) -> str:
+        """The one artifact given for `role`."""
+        if role not in self._inputs:
+            raise ConfigError(f"input {role} is missing; give --input {role}=URI")
+        return self._inputs[role]
+
+    def optional_uri(self, role: str) -> str | None:
+        """The artifact given for `role`, or None."""
+        return self._inputs.get(role)
+
+    def uris(self, role: str) -> list[str]:
+        """All artifacts given for `role`."""
+        return self._lists.get(role, [])
+
+    @property
+    def root(self) -> str:
+        """The folder of the raw data."""
+        if self.study.data.root is None:
+            raise ConfigError("data.root is not set; give it by --set data.root=FOLDER")
+        return self.study.data.root
+
+    @property
+    def data(self) -> train.Data:
+        """The three artifacts of every training stage."""
+        uris = {f"{role}_uri": self.uri(role) for role in ("index", "splits", "shards")}
+        return train.Data(self.store, **uris)
+
+    @property
+    def run(self) -> PretrainRun:
+        """The pretraining run that --item names."""
+        return _named(self.study.pretraining, self.item)
+
+    @property
+    def arm(self) -> ArmConfig:
+        """The arm that --item names."""
+        return _named(self.study.arms, self.item)
+
+
+Named = TypeVar("Named", PretrainRun, ArmConfig)
+
+
+def _named(things: Sequence[Named], name: str | None) -> Named:
+    found = {thing.name: thing for thing in things}
+    if name not in found:
+        raise ConfigError(f"--item {name}: expected one of {sorted(found)}")
+    return found[name]
+
+
+def _fingerprint(call: Call) -> Made:
+    return data.fingerprint(call.store, call.study.data, root=call.root, code_version=call.code_version)
+
+
+def _ingest(call: Call) -> Made:
+    key_id = data.load_key(call.study.data, create=True).key_id
+    digest = call.uri("source").rstrip("/").rsplit("/", 1)[-1]
+    return data.ingest(
+        call.store, call.study.data, root=call.root, data_digest=digest, key_id=key_id, code_version=call.code_version
+    )
+
+
+def _assign_splits(call: Call) -> Made:
+    return data.assign_splits(
+        call.store, call.study.splits, index_uri=call.uri("index"), code_version=call.code_version
+    )
+
+
+def _write_shards(call: Call) -> Made:
+    return data.write_shards(
+        call.store,
+        call.study.shards,
+        root=call.root,
+        data_digest=call.uri("source").rstrip("/").rsplit("/", 1)[-1],
+        index_uri=call.uri("index"),
+        code_version=call.code_version,
+    )
+
+
+def _pretrain(call: Call) -> Made:
+    run, study = call.run, call.study
+    catalog = call.optional_uri("catalog")
+    return train.pretrain(
+        call.store, run, study.encoders[run.encoder], call.data, catalog_uri=catalog, code_version=call.code_version
+    )
+
+
+def _collect(call: Call) -> Made:
+    kind = "models" if call.uris("models") else "checkpoint"
+    return train.collect(
+        call.store,
+        kind,
+        call.uris(kind),
+        previous_uri=call.optional_uri("previous"),
+        code_version=call.code_version,
+    )
+
+
+def _search_hyperparameters(call: Call) -> Made:
+    arm, study = call.arm, call.study
+    return train.search_hyperparameters(
+        call.store,
+        study.finetune,
+        study.task,
+        arm,
+        study.encoders[arm.encoder],
+        call.data,
+        catalog_uri=call.optional_uri("catalog"),
+        code_version=call.code_version,
+    )
+
+
+def _select(call: Call) -> Made:
+    return train.select(call.store, call.study.finetune, call.uris("scores"), code_version=call.code_version)
+
+
+def _finetune(call: Call) -> Made:
+    arm, study = call.arm, call.study
+    return train.finetune(
+        call.store,
+        study.finetune,
+        study.task,
+        arm,
+        study.encoders[arm.encoder],
+        call.data,
+        draws=study.splits.draws,
+        selection_uri=call.uri("selection"),
+        catalog_uri=call.optional_uri("catalog"),
+        code_version=call.code_version,
+    )
+
+
+def _predict(call: Call) -> Made:
+    arm, study = call.arm, call.study
+    return train.predict(
+        call.store,
+        study.predict,
+        study.task,
+        arm,
+        study.encoders[arm.encoder],
+        call.data,
+        study_id=study.name,
+        dataset=study.data.name,
+        image_size_px=study.finetune.image_size_px,
+        catalog_uri=call.uri("catalog"),
+        code_version=call.code_version,
+    )
+
+
+def _compare(call: Call) -> Made:
+    study = call.study
+    return analysis.compare(
+        call.store,
+        study.compare,
+        arms=study.arms,
+        encoders=study.encoders,
+        pretraining=study.pretraining,
+        predictions_uris=call.uris("predictions"),
+        code_version=call.code_version,
+    )
+
+
+def _analyze_subgroups(call: Call) -> Made:
+    return analysis.analyze_subgroups(
+        call.store, call.study.subgroups, comparison_uri=call.uri("comparison"), code_version=call.code_version
+    )
+
+
+def _write_report(call: Call) -> Made:
+    roles = ("index", "splits", "shards", "selection", "models", "comparison", "subgroups")
+    return analysis.write_report(
+        call.store,
+        call.study,
+        checkpoints_uri=call.optional_uri("checkpoints"),
+        code_version=call.code_version,
+        **{f"{role}_uri": call.uri(role) for role in roles},
+    )
+
+
+# By stage: the module that defines it, the inputs it takes ("?": optional, "*": several), and how it is called.
+STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
+    "fingerprint": ("data", "", _fingerprint),
+    "ingest": ("data", "source", _ingest),
+    "assign_splits": ("data", "index", _assign_splits),
+    "write_shards": ("data", "source index", _write_shards),
+    "pretrain": ("train", "index splits shards catalog?", _pretrain),
+    "collect": ("train", "checkpoint* or models*, previous?", _collect),
+    "search_hyperparameters": ("train", "index splits shards catalog?", _search_hyperparameters),
+    "select": ("train", "scores*", _select),
+    "finetune": ("train", "index splits shards selection catalog?", _finetune),
+    "predict": ("train", "index splits shards catalog", _predict),
+    "compare": ("analysis", "predictions*", _compare),
+    "analyze_subgroups": ("analysis", "comparison", _analyze_subgroups),
+    "write_report": (
+        "analysis",
+        "index splits shards selection models comparison subgroups checkpoints?",
+        _write_report,
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medssl", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_tools(commands)
+    for stage, (module, inputs, call) in STAGES.items():
+        text = getattr({"data": data, "train": train, "analysis": analysis}[module], stage).__doc__ or ""
+        command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
+        command.add_argument("study", type=Path, help="study file whose section is used")
+        command.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
+        command.add_argument(
+            "--input", action="append", default=[], metavar="ROLE=URI", help=f"roles: {inputs or 'none'}"
+        )
+        command.add_argument("--item", help="name of the pretraining run or arm")
+        _add_store(command)
+        command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
+    return parser
+
+
+def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    demo = commands.add_parser("demo", help="write the generated data set, in CheXpert's layout")
+    demo.add_argument("--out", type=Path, required=True, help="folder to make")
+    for name, field in GenerateConfig.model_fields.items():
+        demo.add_argument(f"--{name.replace('_', '-')}", type=int, default=field.default)
+    demo.set_defaults(command=_demo)
+    show = commands.add_parser("schema", help="print the schema of a table as JSON")
+    show.add_argument("name", choices=sorted(schema.TABLES))
+    show.set_defaults(command=lambda options: sys.stdout.write(f"{schema.describe(schema.TABLES[options.name])}\n"))
+    locate = commands.add_parser("locate", help="print the file of an image; needs the private store")
+    locate.add_argument("image_id", help="as an error message or the report names it")
+    _add_store(locate)
+    locate.set_defaults(command=_locate)
+
+
+def _add_store(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--store", help=f"folder or URL of the artifacts (default: ${STORE_VARIABLE})")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from medssl.data import phantom
+
+    settings = {name: getattr(options, name) for name in GenerateConfig.model_fields}
+    bar = Progress("demo", options.patients, unit="patients")
+    try:
+        counts = phantom.generate(options.out, phantom.PhantomConfig(**settings), progress=bar.of)
+    except (FileExistsError, ValueError) as error:
+        raise BadInputError(str(error)) from None
+    sys.stdout.write(f"{json.dumps(counts)}\n")
+
+
+def _locate(options: argparse.Namespace) -> None:
+    folder = Path(_store(options).root) / "private"
+    for path in sorted(folder.glob(f"*/{layout.SOURCES}")):
+        table = schema.read(path, schema.SOURCES)
+        for row in table.filter(_equals(table, "image_id", options.image_id)).to_pylist():
+            sys.stdout.write(f"{row['file']}\n")
+            return
+    raise BadInputError(f"image_id {options.image_id} is in no table of the private store; is --store right?")
+
+
+def _equals(table: "pa.Table", column: str, value: str) -> "pa.ChunkedArray":
+    import pyarrow.compute as pc
+
+    return pc.equal(table[column], value)
+
+
+def _store(options: argparse.Namespace) -> Store:
+    if options.store:
+        os.environ[STORE_VARIABLE] = options.store
+    return Store.from_environment()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    role, separator, uri = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--input {text}: expected ROLE=URI")
+    return role, uri
+
+
+def _print(made: Made) -> None:
+    sys.stdout.write(f"{json.dumps({'uri': made.uri, 'metadata': made.metadata})}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

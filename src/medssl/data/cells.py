@@ -1,0 +1,208 @@
+"""CSV tables as text cells whose rows keep their numbers, so that a message can point at what is wrong.
+
+A row is named by its number as a spreadsheet shows it: the header is row 1, and blank rows count. No message quotes a
+cell that could be a path or an id.
+"""
+
+import csv
+import difflib
+import gzip
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from medssl.exit_codes import BadInputError
+
+MAX_EXAMPLES = 5
+
+Column = Any  # a pyarrow array; the published stubs cannot say of what
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of one table.
+
+    Attributes:
+        name: File name of the table, as messages show it.
+        columns: The required columns as text, trimmed; "" where a cell is blank. Rows blank throughout are left out.
+        rows: Row number of each row, int64.
+        num_ignored_columns: Columns beyond the required ones.
+    """
+
+    name: str
+    columns: dict[str, Column]
+    rows: NDArray[np.int64]
+    num_ignored_columns: int
+
+    def reject(self, wrong: Any, found: str, remedy: str) -> None:
+        """Raise BadInputError if any row is wrong; `wrong` is a boolean array over the rows."""
+        rows = self.rows[np.asarray(wrong, dtype=bool)]
+        if rows.size:
+            raise BadInputError(f"{self.name}: {found} in {count(rows.size)} ({examples(rows)}); {remedy}")
+
+    def translate(self, column: str, meaning: Callable[[str], object], kind: Any, *, expected: str) -> Column:
+        """The column as type `kind`, each distinct text replaced by its meaning.
+
+        Args:
+            column: Name of a required column.
+            meaning: Raises KeyError or ValueError for a text that has none.
+            kind: A pyarrow type.
+            expected: What the column may hold, for the message.
+
+        Raises:
+            BadInputError: Some rows hold a text without a meaning.
+        """
+        encoded = self.columns[column].dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        meanings: list[object] = []
+        is_wrong = np.zeros(len(texts), dtype=bool)
+        for i, text in enumerate(texts):
+            try:
+                meanings.append(meaning(text))
+            except (KeyError, ValueError):
+                meanings.append(None)
+                is_wrong[i] = True
+        if is_wrong.any():
+            shown = dict.fromkeys(_shown(texts[i]) for i in np.flatnonzero(is_wrong)[:MAX_EXAMPLES])
+            self.reject(
+                is_wrong[encoded.indices.to_numpy()],
+                f'column "{column}" holds {", ".join(shown)}',
+                f"expected {expected}; correct or remove these rows",
+            )
+        return pa.array(meanings, type=kind).take(encoded.indices)
+
+
+def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cells:
+    """Read the required columns of a comma-separated table, `.gz` or not.
+
+    Args:
+        root: The data set's folder.
+        name: The table's name below it.
+        setting: The key of the study that holds the name, for the messages.
+        required: Columns that must be there; any others are counted and ignored.
+
+    Raises:
+        BadInputError: The table is missing, empty, no UTF-8, ragged, or lacks a column.
+    """
+    label = Path(name).name
+    try:
+        data = (root / name).read_bytes()
+        text = gzip.decompress(data) if name.endswith(".gz") else data
+    except FileNotFoundError:
+        raise BadInputError(f"{label} is not in the data set's folder; give its name as {setting}") from None
+    except (OSError, EOFError) as error:  # an OSError's own text holds the path
+        raise BadInputError(f"{label} cannot be read ({type(error).__name__}); copy it anew") from None
+    header = _header(label, text)
+    if any(column not in header for column in required):
+        raise BadInputError(f"{label}: {_missing(required, header)}; name the columns as expected")
+    for column in required:
+        if header.count(column) > 1:
+            raise BadInputError(f'{label}: column "{column}" occurs {header.count(column)} times in row 1; keep one')
+    columns, rows = _parse(label, text, required)
+    if not rows.size:
+        raise BadInputError(f"{label} has a header but no rows; give the complete table")
+    return Cells(label, columns, rows, len(header) - len(required))
+
+
+def _header(name: str, text: bytes) -> list[str]:
+    """Names of the columns, once the whole text is known to be UTF-8."""
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = text.count(b"\n", 0, error.start) + 1
+        raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8") from None
+    if not decoded.strip():
+        raise BadInputError(f"{name} is empty; give the complete table")
+    return next(csv.reader(io.StringIO(decoded)), [])
+
+
+def _missing(required: Sequence[str], header: Sequence[str]) -> str:
+    missing = [column for column in required if column not in header]
+    unknown = [column for column in header if column not in required]
+    named = []
+    for column in missing[:MAX_EXAMPLES]:
+        similar = difflib.get_close_matches(column, unknown, n=1)
+        named.append(f'"{column}"' + (f' (found "{similar[0]}")' if similar else ""))
+    return f"row 1 lacks {len(missing)} of {len(required)} columns: {', '.join(named)}{more(len(missing))}"
+
+
+def _parse(name: str, text: bytes, required: Sequence[str]) -> tuple[dict[str, Column], NDArray[np.int64]]:
+    """The required columns, and the row number of each row that is not blank."""
+    ragged: list[tuple[int, int, int]] = []
+    blank: list[int] = []
+
+    def invalid(row: Any) -> Literal["skip"]:
+        if row.text.strip():
+            ragged.append((row.number, row.actual_columns, row.expected_columns))
+        else:
+            blank.append(row.number)
+        return "skip"
+
+    try:
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(text),
+            # Rows are numbered only when one thread parses; empty lines are kept because they count.
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(
+                newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=invalid
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(required),
+                column_types=dict.fromkeys(required, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid:  # its text quotes the table
+        raise BadInputError(
+            f"{name} cannot be parsed as comma-separated rows; close quotation marks and give the complete table"
+        ) from None
+    if ragged:
+        number, found, expected = ragged[0]
+        raise BadInputError(
+            f"{name}: other than {expected} cells in {count(len(ragged))} ({examples(r[0] for r in ragged)}; row "
+            f"{number} has {found}); correct these rows, and quote cells that hold a comma"
+        )
+    columns: dict[str, Column] = {
+        column: pc.utf8_trim_whitespace(table[column].combine_chunks()) for column in required
+    }
+    rows = np.setdiff1d(np.arange(2, 2 + table.num_rows + len(blank)), blank, assume_unique=True)
+    is_filled = np.zeros(rows.size, dtype=bool)
+    for column in columns.values():
+        num_bytes: Column = pc.binary_length(column)
+        is_filled |= num_bytes.to_numpy() > 0
+    if is_filled.all():
+        return columns, rows
+    mask = pa.array(is_filled)
+    return {name: column.filter(mask) for name, column in columns.items()}, rows[is_filled]
+
+
+def count(number: int) -> str:
+    """`number` as "1 row" or "7 rows"."""
+    return f"{number} row" if number == 1 else f"{number} rows"
+
+
+def examples(rows: Iterable[int]) -> str:
+    """At most five row numbers."""
+    numbers = list(rows)
+    return ", ".join(f"row {row}" for row in numbers[:MAX_EXAMPLES]) + more(len(numbers))
+
+
+def more(number: int) -> str:
+    """The sign that not all of `number` examples are shown, where that is so."""
+    return ", …" if number > MAX_EXAMPLES else ""
+
+
+def _shown(text: str) -> str:
+    """A cell as a message may show it: short numbers and words, nothing that could be a path or an id."""
+    if re.fullmatch(r"[+-]?\d{1,3}(\.\d{1,3})?|[A-Za-z ]{1,12}", text):
+        return f'"{text}"'
+    return f"a text of {len(text)} characters"
