@@ -76,6 +76,9 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         raise ImageError("missing file") from None
     except PermissionError:
         raise ImageError("no permission") from None
+    except OSError as error:
+        # Without the path, which the usual message holds and a log must not.
+        raise OSError(f"the storage failed while an image was read: {error.strerror}") from None
     if len(data) > max_bytes:
         raise ImageError("too many bytes")
     return data

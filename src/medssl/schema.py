@@ -209,16 +209,16 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
             f"see `medssl schema {schema.name}`"
         )
     fields = [*schema.columns, *(pa.field(name, pa.int8(), nullable=False) for name in labels)]
-    try:
-        table = table.select(expected).cast(pa.schema(fields, metadata=table.schema.metadata))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
     for field in fields:
         if not field.nullable and table[field.name].null_count:
             count = table[field.name].null_count
             raise SchemaError(
                 f"{where}: column {field.name} holds {count} nulls; a {schema.name} table allows none there"
             )
+    try:
+        table = table.select(expected).cast(pa.schema(fields, metadata=table.schema.metadata))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
     return table
 
 

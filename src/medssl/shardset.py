@@ -138,7 +138,7 @@ def _map_part(path: Path) -> _Mapped:
         ends = np.frombuffer(buffers[1], np.int64, len(chunk) + 1)
         begins.append(ends[:-1] + (buffers[2].address - buffer.address))
         lengths.append(np.diff(ends))
-    return _Mapped(memoryview(buffer), image_ids, np.concatenate(begins), np.concatenate(lengths))
+    return _Mapped(memoryview(buffer).cast("B"), image_ids, np.concatenate(begins), np.concatenate(lengths))
 
 
 def permutation(num: int, *, seed: int, epoch: int) -> Order:

@@ -82,7 +82,6 @@ def slug(where: Evaluation) -> str:
 
 def difference_rows(results: Results, where: Evaluation, *, metric: str) -> list[Row]:
     """Metrics rows of paired differences, by pair, label fraction, finding and resampling unit."""
-    pairs = results.pairs(where)
     found = [
         row
         for row in results.rows
@@ -92,7 +91,7 @@ def difference_rows(results: Results, where: Evaluation, *, metric: str) -> list
     def order(row: Row) -> tuple[int, float, int, int, bool, str]:
         finding = list(results.findings).index(row["class"]) if row["class"] in results.findings else 0
         unit = row["resampling_unit"]
-        place = pairs.index((row["arm_a"], row["arm_b"]))
+        place = list(results.pairs).index((row["arm_a"], row["arm_b"]))
         return (place, row["label_fraction"], row["draw"], finding, unit != results.resampling_unit, unit)
 
     return sorted(found, key=order)

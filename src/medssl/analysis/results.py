@@ -51,6 +51,7 @@ class Results:
         rows: Every metrics row, in the table's order.
         arms: arm_id to the name shown, in the study's order.
         findings: In the study's order.
+        pairs: Compared arms (a, b), in the study's order.
         alpha: One minus the level of the intervals.
         resampling_unit: The unit of the intervals shown beside results; others appear in comparisons.
     """
@@ -58,6 +59,7 @@ class Results:
     rows: Sequence[Row]
     arms: Mapping[str, str]
     findings: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
     alpha: float
     resampling_unit: str
 
@@ -149,16 +151,6 @@ class Results:
             return None
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
-    def pairs(self, where: Evaluation) -> list[tuple[str, str]]:
-        """Compared arms (a, b), in the order of the arms."""
-        order = list(self.arms)
-        found = {
-            (row["arm_a"], row["arm_b"])
-            for row in self.rows
-            if row["arm_b"] is not None and (row["dataset"], row["split"]) == where
-        }
-        return sorted(found, key=lambda pair: [order.index(arm) for arm in pair])
-
 
 def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None = None) -> Results:
     """The metrics in the order in which the study lists arms and findings; without a study, as the tables do.
@@ -175,6 +167,8 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
     order += [arm for arm in mentioned if arm not in order]
     names = [shown.get(arm, arm) for arm in order]
     classes = dict.fromkeys(row["class"] for row in rows if row["class"])
+    compared = dict.fromkeys((row["arm_a"], row["arm_b"]) for row in rows if row["arm_b"])
+    listed = [(a, b) for a, b in study["compare"]["pairs"]] if study else []
     return Results(
         rows=rows,
         # Two arms may differ in what a display name does not tell.
@@ -183,6 +177,7 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
             for arm, name in zip(order, names, strict=True)
         },
         findings=study["task"]["findings"] if study else list(classes),
+        pairs=listed + [pair for pair in compared if pair not in listed],
         alpha=study["compare"]["alpha"] if study else 0.05,
         resampling_unit=study["compare"]["resampling_units"][0] if study else "patient",
     )

@@ -1,0 +1,139 @@
+"""Tables of the report that say how a study was made: settings, choices, models, refused images and digests."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medssl.analysis import tables
+from medssl.analysis.tables import Cell, Column, Table, percent, setting
+
+Json = Mapping[str, Any]
+
+
+def settings(study: Json) -> Table:
+    """The settings that decide what the numbers mean."""
+    finetune, compare, groups, shards = (study[name] for name in ("finetune", "compare", "subgroups", "shards"))
+    search = {"full": "at the largest fraction, then reused", "per_fraction": "at each fraction"}[finetune["search"]]
+    splits = study["splits"]
+    rows = [
+        ("Data set", study["data"]["name"]),
+        ("Findings", ", ".join(study["task"]["findings"])),
+        ("Splits", ", ".join(f"{name} {_size(splits[name])}" for name in ("train", "validation", "test"))),
+        ("Images", f"{shards['image_size_px']} × {shards['image_size_px']} pixels, {shards['resize']}"),
+        ("Label fractions", ", ".join(map(percent, finetune["label_fractions"])) + f"; {_count(splits['draws'], 'draw')}"),
+        (
+            "Fine-tuning",
+            f"{finetune['num_steps']:,} steps of {finetune['batch_size']} images, {_count(finetune['repeats'], 'repeat')}",
+        ),
+        ("Learning rates tried", ", ".join(map(setting, finetune["learning_rates"]))),
+        ("Weight decays tried", ", ".join(map(setting, finetune["weight_decays"]))),
+        ("Hyper-parameters searched", search),
+        (
+            "Intervals",
+            f"percentile bootstrap at {percent(1 - compare['alpha'])}, {compare['num_replicates']:,} replicates, "
+            f"resampling {' and '.join(f'{unit}s' for unit in compare['resampling_units'])}",
+        ),
+        ("Subgroups", f"{', '.join(groups['by'])}; at least {groups['min_patients']} patients each".replace("_", " ")),
+    ]
+    columns = [tables.text("Setting"), tables.text("Value")]
+    return tables.build("settings", "Settings of the study.", columns, rows)
+
+
+def _size(size: float) -> str:
+    return f"{size:,.0f} images" if size > 1 else percent(size)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def pretraining(study: Json) -> Table:
+    """Pretraining runs, none of which sees a label."""
+    rows = [
+        (
+            run["name"],
+            {"simclr": "SimCLR", "micle": "MICLe"}.get(run["method"], run["method"]),
+            run["init"],
+            run["num_steps"],
+            run["batch_size"],
+            setting(run["learning_rate"]),
+            setting(run["temperature"]),
+            run["augmentation"].replace("_", " "),
+        )
+        for run in study["pretraining"]
+    ]
+    columns = [*map(tables.text, ("Run", "Method", "Starts from")), Column("Steps"), Column("Batch")]
+    columns += [Column("Learning rate"), Column("Temperature"), tables.text("Augmentation")]
+    return tables.build("pretraining", "Pretraining without labels.", columns, rows)
+
+
+def selection(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
+    """Every point of the hyper-parameter search with why it was chosen or not."""
+    shown = [
+        (
+            arms.get(row["arm_id"], row["arm_id"]),
+            percent(row["label_fraction"]),
+            setting(row["learning_rate"]),
+            setting(row["weight_decay"]),
+            tables.real(row["validation_score"], decimals=4, reason="no finding has both positives and negatives"),
+            row["step"],
+            Cell("chosen", strong=True) if row["chosen"] else "not chosen",
+            row["reason"],
+        )
+        for row in _ordered(rows, arms)
+    ]
+    columns = [tables.text("Arm"), *map(Column, ("Labels", "Learning rate", "Weight decay"))]
+    columns += [Column("Mean AUC, validation"), Column("Best step"), tables.text("Outcome"), tables.text("Reason")]
+    return tables.build("selection", "Points of the hyper-parameter search.", columns, shown, grouped=True)
+
+
+def models(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
+    """Every fine-tuned model behind the results."""
+    shown = [
+        (
+            arms.get(row["arm_id"], row["arm_id"]),
+            percent(row["label_fraction"]),
+            row["draw"],
+            row["repeat"],
+            row["num_train_images"],
+            row["num_train_patients"],
+            setting(row["learning_rate"]),
+            setting(row["weight_decay"]),
+            tables.real(row["validation_score"], decimals=4, reason="no finding has both positives and negatives"),
+            Cell("selected", strong=True) if row["is_selected"] else "",
+            row.get("checkpoint_digest", "")[:12],
+        )
+        for row in _ordered(rows, arms)
+    ]
+    names = ("Labels", "Draw", "Repeat", "Train images", "Train patients", "Learning rate", "Weight decay")
+    columns = [tables.text("Arm"), *map(Column, names), Column("Mean AUC, validation")]
+    columns += [tables.text("Selected"), tables.text("Checkpoint")]
+    caption = "Fine-tuned models; each digest of a checkpoint is given by its first 12 digits."
+    return tables.build("models", caption, columns, shown, grouped=True)
+
+
+def _ordered(rows: Sequence[Json], arms: Mapping[str, str]) -> list[Json]:
+    place = {arm: i for i, arm in enumerate(arms)}
+    keys = ("label_fraction", "draw", "learning_rate", "weight_decay", "repeat")
+    return sorted(rows, key=lambda row: (place.get(row["arm_id"], len(place)), *(row.get(key, 0) for key in keys)))
+
+
+def undecodable(shards_summary: Json) -> tuple[Table, Table]:
+    """Images that could not be used: how many for which reason, and which."""
+    counts = sorted(shards_summary.get("undecodable_by_reason", {}).items())
+    by_reason = tables.build(
+        "undecodable-by-reason",
+        "Images that could not be used, by reason.",
+        [tables.text("Reason"), Column("Images")],
+        counts,
+    )
+    images = [(image["reason"], image["image_id"]) for image in shards_summary.get("undecodable", [])]
+    columns = [tables.text("Reason"), tables.text("image_id")]
+    caption = "Images that could not be used. An image_id is a pseudonym; `medssl locate` finds its file."
+    return by_reason, tables.build("undecodable", caption, columns, sorted(images), grouped=True)
+
+
+def lineage(digests: Json) -> Table:
+    """What the report was made from, by content."""
+    columns = [tables.text("Artifact"), tables.text("SHA-256")]
+    rows = [(role, str(digest)) for role, digest in sorted(digests.items())]
+    return tables.build("lineage", "Digests of everything that this report was made from.", columns, rows)

@@ -1,0 +1,118 @@
+"""Tables of the report that describe patients and images: the source, the splits, label fractions and balance.
+
+They show counts and shares from the summaries of ingest and assign_splits, never a row of a patient. What a summary
+does not hold is left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medssl.analysis import tables
+from medssl.analysis.tables import Cell, Column, Table, percent
+from medssl.schema import LABEL_STATES, SPLITS
+
+Json = Mapping[str, Any]
+
+_SOURCE_COUNTS = {
+    "images": "Images",
+    "patients": "Patients",
+    "cases": "Studies",
+    "frontal": "Frontal images",
+    "lateral": "Lateral images",
+    "unknown_sex": "Images with unknown sex",
+    "unknown_age": "Images with unknown age",
+    "unknown_view_position": "Images with unknown view position",
+}
+_SHARES = {"share_female": "Female", "share_lateral": "Lateral view"}
+_POSITIVE = "share_positive "  # the splits' summary names a finding's share so
+_PARTS = ("overall", "train", "validation", "test")
+
+
+def source(index_summary: Json) -> Table:
+    """Counts of the data set as ingested."""
+    rows = [(f"Rows of {table}", int(count)) for table, count in index_summary.get("rows", {}).items()]
+    rows += [(words, int(index_summary[key])) for key, words in _SOURCE_COUNTS.items() if key in index_summary]
+    return tables.build("source", "The data set as ingested.", [tables.text("What"), Column("Number")], rows)
+
+
+def label_states(index_summary: Json, findings: Sequence[str]) -> Table:
+    """How often each finding of the study was labelled how."""
+    counted = index_summary.get("findings", {})
+    states = list(LABEL_STATES.values())
+    rows = [
+        (finding, *(int(counted[finding].get(state, 0)) for state in states))
+        for finding in findings
+        if finding in counted
+    ]
+    columns = [tables.text("Finding"), *(Column(state.capitalize()) for state in states)]
+    caption = "Images by the state of their label, in all splits and before any policy."
+    return tables.build("label-states", caption, columns, rows)
+
+
+def splits(splits_summary: Json) -> Table:
+    """Images and patients of each split, beside the images that were asked for."""
+    requested, images, patients = (splits_summary.get(key, {}) for key in ("requested_images", "images", "patients"))
+    rows = [
+        (
+            split.replace("_", " "),
+            f"{requested[split]:,.6g}" if split in requested else "–",
+            int(images.get(split, 0)),
+            int(patients.get(split, 0)),
+        )
+        for split in SPLITS
+        if images.get(split) or split in requested
+    ]
+    columns = [tables.text("Split"), Column("Images requested"), Column("Images"), Column("Patients")]
+    return tables.build("splits", "Splits; a patient and all images of that patient are in one.", columns, rows)
+
+
+def label_fractions(splits_summary: Json) -> Table:
+    """How many patients and images each label fraction really holds."""
+    rows = [
+        (
+            f"Draw {row['draw']}",
+            percent(row["label_fraction"]),
+            int(row["patients"]),
+            int(row["images"]),
+        )
+        for row in splits_summary.get("label_fractions", [])
+    ]
+    columns = [tables.text("Draw"), *map(Column, ("Label fraction", "Patients", "Images"))]
+    caption = "Training patients and images at each label fraction; a smaller fraction is part of every larger one."
+    return tables.build("label-fractions", caption, columns, rows, grouped=True)
+
+
+def balance(splits_summary: Json, findings: Sequence[str]) -> Table:
+    """Composition of the splits beside that of all patients, for what the study uses."""
+    found = splits_summary.get("balance", {})
+    names = _SHARES | {f"{_POSITIVE}{finding}": f"{finding} positive" for finding in findings}
+    rows = [
+        (words, *(_share(found["shares"][key].get(part)) for part in _PARTS))
+        for key, words in names.items()
+        if key in found.get("shares", {})
+    ]
+    if ages := found.get("mean_age_years"):
+        rows.append(("Mean age, years", *(_real(ages.get(part), 1) for part in _PARTS)))
+    columns = [tables.text("Of the images"), *(Column(part.capitalize()) for part in _PARTS)]
+    return tables.build("balance", "Balance of the splits, shares of images in per cent.", columns, rows)
+
+
+def largest_deviation(splits_summary: Json) -> str:
+    """In words, where a split differs most from all patients; "" where it is not known."""
+    largest = splits_summary.get("balance", {}).get("largest_deviation")
+    if not largest:
+        return ""
+    words = _SHARES.get(largest["of"], f"{largest['of'].removeprefix(_POSITIVE)} positive")
+    points = 100 * largest["absolute"]
+    return (
+        f"The largest deviation of a split from the whole, over all labels of the data set, is {points:.1f} "
+        f"percentage points ({words.lower()}, {largest['split']})."
+    )
+
+
+def _share(share: float | None) -> Cell:
+    return _real(None if share is None else 100 * share, 1)
+
+
+def _real(value: float | None, decimals: int) -> Cell:
+    return Cell("–", "not known for any image") if value is None else Cell(f"{value:.{decimals}f}")

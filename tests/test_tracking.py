@@ -1,0 +1,123 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from medssl import tracking
+from medssl.exit_codes import BadInputError
+from medssl.stages import step as steps
+from medssl.store import Store
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    tracking.create_database(uri)
+    return uri
+
+
+@pytest.fixture
+def client(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
+    monkeypatch.setenv(tracking.RUN_KEY_VARIABLE, "key")
+    return MlflowClient(database)
+
+
+def start(tmp_path: Path, run_key: str = "key") -> str:
+    return tracking.start_study("s", run_key, {"a": {"b": 1}}, {}, artifact_location=(tmp_path / "artifacts").as_uri())
+
+
+def work(store: Store, stage: str = "ingest", *, fail: bool = False) -> None:
+    with steps.start(stage, store=store, code_version="1", config={"rate": 0.1}, inputs={}) as step:
+        if fail:
+            raise BadInputError("no")
+        if step.made is None:
+            (step.folder / "a.txt").write_text(stage)
+            step.finish("index", {}, [("images", 0, 3.0)])
+
+
+def children(client: MlflowClient, parent: str) -> Iterator[Run]:
+    experiment = client.get_run(parent).info.experiment_id
+    yield from client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+def test_a_task_is_one_nested_run_with_settings_numbers_and_result(client: MlflowClient, tmp_path: Path) -> None:
+    parent = start(tmp_path)
+    work(Store(str(tmp_path / "store")))
+    (child,) = children(client, parent)
+    assert (child.data.params["rate"], child.data.metrics["images"], child.info.status) == ("0.1", 3.0, "FINISHED")
+    assert child.data.tags["medssl.output"].startswith("index/")
+    assert client.get_run(parent).data.params["a.b"] == "1"
+
+
+def test_a_repeated_or_failed_and_retried_task_keeps_its_run(client: MlflowClient, tmp_path: Path) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with pytest.raises(BadInputError):
+        work(store, fail=True)
+    (failed,) = children(client, parent)
+    assert failed.info.status == "FAILED"
+    work(store)
+    work(store)
+    (child,) = children(client, parent)
+    assert (child.info.run_id, child.info.status) == (failed.info.run_id, "FINISHED")
+    assert start(tmp_path) == parent
+
+
+def test_inputs_are_data_sets_with_their_digests(client: MlflowClient, tmp_path: Path) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with store.build() as folder:
+        index = store.put("index", folder, {})
+    with steps.start("assign_splits", store=store, code_version="1", config={}, inputs={"index": index}) as step:
+        step.finish("splits", {})
+    (child,) = children(client, parent)
+    (found,) = child.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("index", index.digest[:36])
+
+
+def test_a_reused_task_is_linked_to_the_run_that_did_the_work(client: MlflowClient, tmp_path: Path) -> None:
+    first, store = start(tmp_path), Store(str(tmp_path / "store"))
+    work(store)
+    (original,) = children(client, first)
+    second = start(tmp_path, "other")
+    step_key = original.data.tags[tracking.STEP_KEY_TAG]
+    for _ in range(2):  # ending twice links once
+        tracking.end_study(second, "FINISHED", cached={step_key: "ingest"}, metrics={"auc": 0.5}, report="")
+    (linked,) = children(client, second)
+    assert linked.data.tags[tracking.CACHED_FROM_TAG] == original.info.run_id
+    assert linked.data.metrics == original.data.metrics
+    assert client.get_run(second).data.metrics["auc"] == 0.5
+
+
+def test_no_run_stays_running_after_the_end(client: MlflowClient, tmp_path: Path) -> None:
+    parent = start(tmp_path)
+    tracking.start_task("killed", "some step key")
+    tracking.end_study(parent, "KILLED", cached={}, metrics={}, report="")
+    assert {run.info.status for run in children(client, parent)} == {"KILLED"}
+    assert client.get_run(parent).info.status == "KILLED"
+
+
+def test_a_run_of_kfps_plugin_is_adopted(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = start(tmp_path)
+    adopted = client.create_run(client.get_run(parent).info.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", adopted)
+    work(Store(str(tmp_path / "store")))
+    assert client.get_run(adopted).data.metrics["images"] == 3.0
+    assert list(children(client, parent)) == []
+
+
+def test_a_store_that_cannot_be_reached_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    work(Store(str(tmp_path / "store")))
+    assert "MLflow cannot be reached" in capsys.readouterr().out
+
+
+def test_without_a_tracking_uri_nothing_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert not tracking.is_on()
+    work(Store(str(tmp_path / "store")))
