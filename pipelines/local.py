@@ -21,7 +21,7 @@ from typing import Any
 
 from medssl import layout, schema, tracking
 from medssl.config import Study, digest, load_study
-from medssl.exit_codes import FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
+from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
 from medssl.progress import MARK, duration
 from medssl.stages.data import KEY_FILE_VARIABLE, load_key
 from medssl.store import STORE_VARIABLE, Store, write_json
@@ -226,7 +226,7 @@ def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
     reason = json.loads(failure_file.read_text()) if failure_file.is_file() else {}
     if reason.get("exit_code") == TERMINATED:
         raise TerminatedError(reason["message"])
-    if reason.get("exit_code") == 78:
+    if reason.get("exit_code") == BAD_INPUT:
         raise BadInputError(reason["message"])
     tail = "".join((out_dir / LOG_FILE).read_text(errors="replace").splitlines(keepends=True)[-40:])
     sys.stderr.write(tail)

@@ -224,6 +224,13 @@ def test_a_label_fraction_keeps_the_patients_of_low_rank_in_its_own_draw(study):
         study.cohort("train", label_fraction=0.5, draw=2)
 
 
+def test_the_order_of_the_tables_rows_does_not_matter(study):
+    index, splits = (table.take(permutation(len(table), seed=2, epoch=0)) for table in (study.index, study.splits))
+    cohort, expected = Cohort.select(index, splits, study.open(), split="train"), study.cohort("train")
+    assert cohort.rows.equals(expected.rows)
+    np.testing.assert_array_equal(cohort.positions, expected.positions)
+
+
 def test_an_empty_cohort_is_refused_with_the_reason(study):
     with pytest.raises(BadInputError, match='split "official_valid" has 0 patients'):
         study.cohort("official_valid")

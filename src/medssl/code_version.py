@@ -14,8 +14,8 @@ from pathlib import Path
 
 PACKAGE = "medssl"
 SOURCE_DIR = Path(__file__).parent
-# Modules that only watch a stage at work: no result depends on them.
-WATCHERS = (f"{PACKAGE}.tracking", f"{PACKAGE}.progress")
+# Modules that watch a stage at work or name its code: no result depends on them. (The last is also the name of a tag.)
+WATCHERS = (f"{PACKAGE}.tracking", f"{PACKAGE}.progress", f"{PACKAGE}.code_version")
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -48,6 +48,11 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
+def _imports_of_file(path: Path) -> tuple[str, ...]:
+    return tuple(imports_of(_parse(path)))
+
+
 def closure(trees: Iterable[ast.AST]) -> tuple[set[Path], set[str]]:
     """Project files and third-party top-level packages that `trees` import, transitively."""
     files: set[Path] = set()
@@ -60,7 +65,7 @@ def closure(trees: Iterable[ast.AST]) -> tuple[set[Path], set[str]]:
         path = module_file(module)
         if path is not None and path not in files:
             files.add(path)
-            waiting += imports_of(_parse(path))
+            waiting += _imports_of_file(path)
         elif not module.startswith(PACKAGE):
             third_party.add(module.split(".")[0])
     return files, third_party
@@ -72,29 +77,39 @@ def function_trees(path: Path, function: str) -> list[ast.stmt]:
     Raises:
         ValueError: The module defines no such function.
     """
-    defined: dict[str, ast.stmt] = {}
+    defined: dict[str, list[ast.stmt]] = {}
     for statement in _parse(path).body:
         for name in _names_bound(statement):
-            defined[name] = statement
+            defined.setdefault(name, []).append(_only(statement, name))
     if function not in defined:
         raise ValueError(f"{path.name} defines no {function}")
-    needed: dict[str, ast.stmt] = {}
+    needed: dict[str, list[ast.stmt]] = {}
     waiting = [function]
     while waiting:
         name = waiting.pop()
         if name in defined and name not in needed:
             needed[name] = defined[name]
-            waiting += [n.id for n in ast.walk(defined[name]) if isinstance(n, ast.Name)]
-    return [needed[name] for name in sorted(needed)]
+            waiting += [n.id for tree in defined[name] for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    return [tree for name in sorted(needed) for tree in needed[name]]
 
 
-def _names_bound(statement: ast.stmt) -> list[str]:
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return [statement.name]
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name).split(".")[0] for alias in statement.names]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def _names_bound(statement: ast.stmt) -> set[str]:
+    """Names that a statement of a module defines there, at any depth of assignments and branches."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    nodes = list(ast.walk(statement))
+    aliases = {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
+    return aliases | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _only(statement: ast.stmt, name: str) -> ast.stmt:
+    """Of an import of several names, the part that defines `name`: the others are other functions' business."""
+    if not isinstance(statement, ast.Import | ast.ImportFrom):
+        return statement
+    aliases = [alias for alias in statement.names if (alias.asname or alias.name).split(".")[0] == name]
+    if isinstance(statement, ast.Import):
+        return ast.Import(names=aliases)
+    return ast.ImportFrom(module=statement.module, names=aliases, level=statement.level)
 
 
 def stage_version(stage_module: str, function: str) -> str:

@@ -8,9 +8,7 @@ from medssl import schema
 from medssl.config import RANDOM_INITIALIZATION, ArmConfig, EncoderConfig, PretrainRun
 
 
-def table(
-    arms: Sequence[ArmConfig], encoders: Mapping[str, EncoderConfig], runs: Sequence[PretrainRun]
-) -> pa.Table:
+def table(arms: Sequence[ArmConfig], encoders: Mapping[str, EncoderConfig], runs: Sequence[PretrainRun]) -> pa.Table:
     """Describe each arm by its architecture and the pretraining that its weights went through.
 
     `num_steps` counts every pretraining run on the way from random weights, since a MICLe run continues a SimCLR

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 # Matplotlib knows no currentColor; this colour, used by nothing else, stands for the page's text colour.
 _INK = "#010203"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "medssl",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -37,7 +38,8 @@ _STYLE = {
     "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
-_PANEL_IN = (4.9, 3.1)  # width and height of one panel, inches
+_PANEL_IN = (5.4, 3.3)  # width and height of one panel, inches
+_PX_PER_PT = 4 / 3  # of CSS; matplotlib draws in points
 _LABEL_GAP = 0.065  # least distance of two names, share of the panel's height
 _SHIFT = 0.008  # between arms at one label fraction, share of the range of x
 
@@ -130,7 +132,7 @@ def forest(differences: Sequence[Difference], *, x_label: str, name: str, title:
     with matplotlib.rc_context(_STYLE):
         groups = [(heading, list(rows)) for heading, rows in groupby(differences, lambda row: row.heading)]
         num_rows = len(differences) + len(groups)
-        figure = Figure(figsize=(7.6, 0.9 + 0.27 * num_rows), layout="constrained")
+        figure = Figure(figsize=(8.6, 0.9 + 0.27 * num_rows), layout="constrained")
         axis = figure.subplots()
         ticks: list[tuple[float, str]] = []
         for heading, rows in groups:
@@ -139,10 +141,10 @@ def forest(differences: Sequence[Difference], *, x_label: str, name: str, title:
                 heading, (0, y), (4, 0), ("axes fraction", "data"), "offset points", weight="bold", va="center", size=9
             )
             ticks.append((y, ""))
+            axis.plot((0, 0), (y + 0.5, y + len(rows) + 0.5), color=_INK, linewidth=1)
             for row in rows:
                 ticks.append((float(len(ticks)), row.name))
                 _draw_difference(axis, row, ticks[-1][0])
-        axis.axvline(0, color=_INK, linewidth=0.9)
         axis.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -201,7 +203,7 @@ def _name_lines(axis: Axes, lines: Sequence[Line], styles: dict[str, tuple[str, 
             heights[lower] = min(heights[lower], heights[upper] - gap)
     for height, (_, x, name) in zip(heights, ends, strict=True):
         y = next(line.y[-1] for line in lines if line.name == name)
-        arrow = {"arrowstyle": "-", "color": styles[name][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
+        arrow = {"arrowstyle": "-", "color": styles[name][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
         axis.annotate(
             name, (x, y), (1.04, height), "data", "axes fraction", arrow, annotation_clip=False, va="center", size=8.5
         )
@@ -211,7 +213,7 @@ def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:
     """The figure as an <svg> element with a title and a description for those who cannot see it."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     body = out.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
@@ -222,7 +224,7 @@ def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:
     assert size is not None  # matplotlib always writes it
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {size[0]} '
-        f'width="{float(size[1]):.0f}" height="{float(size[2]):.0f}" role="img" '
+        f'width="{float(size[1]) * _PX_PER_PT:.0f}" height="{float(size[2]) * _PX_PER_PT:.0f}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc">\n'
         f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>'
     )

@@ -19,10 +19,14 @@ def settings(study: Json) -> Table:
         ("Findings", ", ".join(study["task"]["findings"])),
         ("Splits", ", ".join(f"{name} {_size(splits[name])}" for name in ("train", "validation", "test"))),
         ("Images", f"{shards['image_size_px']} × {shards['image_size_px']} pixels, {shards['resize']}"),
-        ("Label fractions", ", ".join(map(percent, finetune["label_fractions"])) + f"; {_count(splits['draws'], 'draw')}"),
+        (
+            "Label fractions",
+            ", ".join(map(percent, finetune["label_fractions"])) + f"; {_count(splits['draws'], 'draw')}",
+        ),
         (
             "Fine-tuning",
-            f"{finetune['num_steps']:,} steps of {finetune['batch_size']} images, {_count(finetune['repeats'], 'repeat')}",
+            f"{finetune['num_steps']:,} steps of {finetune['batch_size']} images, "
+            f"{_count(finetune['repeats'], 'repeat')}",
         ),
         ("Learning rates tried", ", ".join(map(setting, finetune["learning_rates"]))),
         ("Weight decays tried", ", ".join(map(setting, finetune["weight_decays"]))),
@@ -126,10 +130,10 @@ def undecodable(shards_summary: Json) -> tuple[Table, Table]:
         [tables.text("Reason"), Column("Images")],
         counts,
     )
-    images = [(image["reason"], image["image_id"]) for image in shards_summary.get("undecodable", [])]
-    columns = [tables.text("Reason"), tables.text("image_id")]
+    images = [(image["image_id"], image["reason"]) for image in shards_summary.get("undecodable", [])]
+    columns = [tables.text("image_id"), tables.text("Reason")]
     caption = "Images that could not be used. An image_id is a pseudonym; `medssl locate` finds its file."
-    return by_reason, tables.build("undecodable", caption, columns, sorted(images), grouped=True)
+    return by_reason, tables.build("undecodable", caption, columns, images)
 
 
 def lineage(digests: Json) -> Table:

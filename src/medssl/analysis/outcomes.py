@@ -1,7 +1,8 @@
 """Tables of the report that show outcomes: results, differences, subgroups, and what could not be evaluated."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 from medssl.analysis import tables
 from medssl.analysis.results import (
@@ -21,8 +22,8 @@ VALIDATION = "validation"
 GAP = "mean_auc_gap"
 
 
-def overview(results: Results, where: Evaluation) -> Table:
-    """Mean AUC of every arm and label fraction: over repeats, and of the model that validation chose."""
+def overview(results: Results, where: Evaluation, label_sets: Sequence[Labels], name: str) -> Table:
+    """Mean AUC of every arm at some label fractions: over repeats, and of the model that validation chose."""
     place = results.place(where)
     validation = Evaluation(where.dataset, VALIDATION)
     rows = [
@@ -34,22 +35,24 @@ def overview(results: Results, where: Evaluation) -> Table:
             with_interval(results.selected(where, arm, labels, metric="mean_auc")),
             with_spread(results.row(validation, arm, labels, repeat="mean", metric="mean_auc")),
         )
-        for arm, labels in _reported(results, where)
+        for arm, labels in reported(results, where, label_sets)
     ]
     columns = [
         tables.text("Arm"),
         Column("Labels"),
         Column("Repeats"),
-        Column(f"Mean AUC on {place}, mean ± SD"),
-        Column(f"Selected model on {place} [{results.level} interval]"),
-        Column("Validation (used for choices), mean ± SD"),
+        Column(f"On {place}: mean ± SD"),
+        Column(f"On {place}: selected model [{results.level} interval]"),
+        Column("On validation, used for choices: mean ± SD"),
     ]
     caption = f"Mean AUC over the findings on {place}, by arm and share of the training labels."
-    return tables.build(f"results-{slug(where)}", caption, columns, rows, grouped=True)
+    return tables.build(f"{name}-{slug(where)}", caption, columns, rows, grouped=len(label_sets) > 1)
 
 
-def per_finding(results: Results, where: Evaluation, *, selected: bool) -> Table:
-    """AUC of each finding: mean over repeats, or of the selected model with its interval."""
+def per_finding(
+    results: Results, where: Evaluation, label_sets: Sequence[Labels], name: str, *, selected: bool
+) -> Table:
+    """AUC of each finding at some label fractions: mean over repeats, or of the selected model."""
 
     def cell(arm: str, labels: Labels, finding: str) -> Cell:
         keys = {"class": finding}
@@ -59,20 +62,17 @@ def per_finding(results: Results, where: Evaluation, *, selected: bool) -> Table
 
     rows = [
         (results.arms[arm], results.name(labels), *(cell(arm, labels, finding) for finding in results.findings))
-        for arm, labels in _reported(results, where)
+        for arm, labels in reported(results, where, label_sets)
     ]
     what = f"selected model [{results.level} interval]" if selected else "mean ± standard deviation over repeats"
     caption = f"AUC per finding on {results.place(where)}: {what}."
     columns = [tables.text("Arm"), Column("Labels"), *(Column(finding) for finding in results.findings)]
-    name = f"findings-{'selected' if selected else 'repeats'}-{slug(where)}"
-    return tables.build(name, caption, columns, rows, grouped=True)
+    return tables.build(f"{name}-{slug(where)}", caption, columns, rows, grouped=len(label_sets) > 1)
 
 
-def _reported(results: Results, where: Evaluation) -> Iterator[tuple[str, Labels]]:
-    for arm in results.arms:
-        for labels in results.labels:
-            if results.num_repeats(where, arm, labels):
-                yield arm, labels
+def reported(results: Results, where: Evaluation, label_sets: Sequence[Labels]) -> list[tuple[str, Labels]]:
+    """Arms with the label fractions, of those given, at which they were evaluated."""
+    return [(arm, labels) for arm in results.arms for labels in label_sets if results.num_repeats(where, arm, labels)]
 
 
 def slug(where: Evaluation) -> str:
@@ -160,10 +160,9 @@ def verdict(row: Row, *, alpha: float) -> str:
     return f"first arm {'higher' if row['estimate'] > 0 else 'lower'}"
 
 
-def attributes(results: Results, where: Evaluation) -> list[str]:
-    """Attributes by which subgroups were made, in the order of the metrics table."""
-    found = (row["subgroup"].partition("=")[0] for row in results.rows if _is_subgroup(row, where))
-    return list(dict.fromkeys(found))
+def attributes(results: Results, where: Evaluation) -> set[str]:
+    """Attributes by which subgroups were made."""
+    return {row["subgroup"].partition("=")[0] for row in results.rows if _is_subgroup(row, where)}
 
 
 def _is_subgroup(row: Row, where: Evaluation) -> bool:
@@ -179,13 +178,13 @@ def subgroups(results: Results, where: Evaluation, attribute: str, labels: Label
         if _is_subgroup(row, where) and group != row["subgroup"] and row["metric"] == "mean_auc" and at == labels:
             by_group.setdefault(group, row)
     arms = [arm for arm in results.arms if results.num_repeats(where, arm, labels)]
-    rows: list[list[Cell | str | int]] = []
+    rows: list[list[Any]] = []
     for group in sorted(by_group, key=_group_order):
         keys = {"metric": "mean_auc", "subgroup": f"{attribute}={group}"}
         cells = [with_interval(results.selected(where, arm, labels, **keys)) for arm in arms]
         rows.append([group, by_group[group]["n_units"], by_group[group]["n_patients"], *cells])
     gaps = [results.selected(where, arm, labels, metric=GAP, subgroup=attribute) for arm in arms]
-    rows.append(["Gap (largest − smallest)", "", "", *(_gap(row) for row in gaps)])
+    rows.append(["Gap (largest − smallest)", "", "", *(_gap(row, attribute) for row in gaps)])
     name = f"subgroups-{slug(where)}-{attribute}-{labels.fraction:g}-{labels.draw}"
     caption = (
         f"Mean AUC [{results.level} interval] on {results.place(where)} by {attribute.replace('_', ' ')}, "
@@ -195,10 +194,11 @@ def subgroups(results: Results, where: Evaluation, attribute: str, labels: Label
     return tables.build(name.replace(".", "-").replace("_", "-"), caption, columns, rows)
 
 
-def _gap(row: Row | None) -> Cell:
-    if row is None or row["estimate"] is None:
-        return nothing(row)
-    return Cell(f"{row['estimate']:.{DECIMALS}f}", remark(row))
+def _gap(row: Row | None, attribute: str) -> Cell:
+    cell = (
+        nothing(row) if row is None or row["estimate"] is None else Cell(f"{row['estimate']:.{DECIMALS}f}", remark(row))
+    )
+    return Cell(cell.text, cell.note.replace(f"{attribute}=", ""))
 
 
 def _group_order(group: str) -> tuple[bool, float, bool, str]:

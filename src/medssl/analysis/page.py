@@ -29,12 +29,13 @@ nav ol { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; margin: 1rem 0 0; p
 .facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .scroll { margin: 1rem 0 0.25rem; overflow-x: auto; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; }
+table { min-width: min(30rem, 100%); border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; }
 caption { padding-bottom: 0.5rem; text-align: left; }
 caption span { position: sticky; left: 0; display: inline-block; max-width: min(46rem, calc(100vw - 2.5rem)); }
 th, td { padding: 0.35rem 1rem 0.35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; font-weight: 600; min-width: 4.5rem; }
 tbody th { font-weight: 400; }
+tbody th[scope=row]:not(.n) { min-width: 8rem; }
 th[scope=rowgroup] { padding-top: 0.9rem; font-weight: 600; }
 th.n, td.n { padding-left: 0.5rem; text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }

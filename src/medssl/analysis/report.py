@@ -1,24 +1,319 @@
-"""The report of a study: one HTML page, its figures and its tables.
+"""The report of a study: one HTML page, with its figures and tables as files beside it.
 
 Sections stand in the order in which a reader judges a study: what was asked, what came out, how sure that is, for
 whom it holds, how training went, what the data were, what was left out, and what it was all made from.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
 from medssl import labels, layout
-from medssl.analysis import figures, inventory, outcomes, page, tables
-from medssl.analysis import results as read_results
-from medssl.analysis.figures import Difference, Line, Panel
-from medssl.analysis.results import DECIMALS, Evaluation, Labels, Results
+from medssl.analysis import figures, inventory, outcomes, page, population, series, tables
+from medssl.analysis import results as readings
+from medssl.analysis.page import Details, Facts, Figure, Heading, Note, Part, Section
+from medssl.analysis.results import DECIMALS, Evaluation, Results
 from medssl.analysis.tables import Table, percent
 from medssl.config import TaskConfig
+
+FIGURES_DIR, TABLES_DIR = "figures", "tables"
+ALL_METRICS = "metrics.csv"
+_LONG = 24  # rows beyond which a table is folded
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything the report shows; no row of a patient among it.
+
+    Attributes:
+        study: The study as JSON values.
+        index_summary: Counts of ingest.
+        splits_summary: Counts of assign_splits.
+        shards_summary: Content of `shards.json`.
+        selection: Every point of the hyper-parameter search: arm_id, label_fraction, learning_rate, weight_decay,
+            validation_score (None where not evaluable), step, chosen, reason.
+        models: Every fine-tuned model: arm_id, label_fraction, draw, repeat, learning_rate, weight_decay,
+            validation_score, num_train_images, num_train_patients, is_selected, checkpoint_digest.
+        history: schema.HISTORY of pretraining and fine-tuning.
+        arms: schema.ARMS.
+        metrics: schema.METRICS of compare and of subgroups together.
+        lineage: Digest of each artifact behind the report, by role.
+    """
+
+    study: Mapping[str, Any]
+    index_summary: Mapping[str, Any]
+    splits_summary: Mapping[str, Any]
+    shards_summary: Mapping[str, Any]
+    selection: Sequence[Mapping[str, Any]]
+    models: Sequence[Mapping[str, Any]]
+    history: pa.Table
+    arms: pa.Table
+    metrics: pa.Table
+    lineage: Mapping[str, str]
+
+
+def write(inputs: ReportInputs, out_dir: Path) -> None:
+    """Write `index.html`, `figures/*.svg` and `tables/*.csv` below `out_dir`; equal inputs give equal bytes."""
+    results = readings.read(inputs.metrics, inputs.arms, study=inputs.study)
+    sections = [
+        _asked(inputs.study),
+        _results(results),
+        _label_efficiency(results, inputs.arms),
+        _significance(results),
+        _subgroups(results, inputs.study["subgroups"]["by"]),
+        _training(inputs, results),
+        _data(inputs),
+        _rejected(inputs, results),
+        _lineage(inputs, results),
+    ]
+    title = inputs.study["report"]["title"]
+    html = page.render(title, _lead(inputs, results), sections)
+    for folder in (out_dir / FIGURES_DIR, out_dir / TABLES_DIR):
+        folder.mkdir(parents=True, exist_ok=True)
+    for part in page.leaves(part for section in sections for part in section.parts):
+        if isinstance(part, Table):
+            (out_dir / TABLES_DIR / f"{part.name}.csv").write_text(tables.to_csv(part), encoding="utf-8")
+        elif isinstance(part, Figure):
+            (out_dir / FIGURES_DIR / f"{part.name}.svg").write_text(part.svg, encoding="utf-8")
+    pyarrow.csv.write_csv(inputs.metrics, out_dir / TABLES_DIR / ALL_METRICS)
+    (out_dir / layout.REPORT).write_text(html, encoding="utf-8")
+
+
+def headline(metrics: pa.Table, arms: pa.Table) -> str:
+    """Mean test AUC of each arm (rows) and label fraction (columns) as text for a terminal.
+
+    A cell is the mean over all runs and its standard deviation (n - 1), without it for a single run; "n/e" where no
+    finding is evaluable.
+    """
+    results = readings.read(metrics, arms)
+    fractions = sorted({label_set.fraction for label_set in results.labels})
+    blocks = []
+    for where in results.evaluations:
+        rows = [
+            [name, *(_terminal_cell(results.spread(where, arm, fraction)) for fraction in fractions)]
+            for arm, name in results.arms.items()
+        ]
+        rows.insert(0, [f"mean AUC on {results.place(where)}, by share of labels", *map(percent, fractions)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _terminal_cell(spread: readings.Spread | None) -> str:
+    if spread is None:
+        return "n/e"
+    return f"{spread.mean:.{DECIMALS}f}" + ("" if spread.std is None else f" ± {spread.std:.{DECIMALS}f}")
+
+
+def _lead(inputs: ReportInputs, results: Results) -> list[Part]:
+    leaked = inputs.splits_summary.get("patients_in_two_splits")
+    counts = [
+        ("Images", inputs.index_summary.get("images")),
+        ("Patients", inputs.index_summary.get("patients")),
+        ("Arms", len(results.arms)),
+        ("Fine-tuned models", len(inputs.models)),
+        ("Patients in two splits", leaked),
+    ]
+    notes: list[Part] = [Note(note) for note in inputs.study["report"]["notes"]]
+    return [*notes, Facts(tuple((what, f"{count:,}") for what, count in counts if count is not None))]
+
+
+def _asked(study: Mapping[str, Any]) -> Section:
+    parts: list[Part] = [labels.describe(TaskConfig.model_validate(study["task"])), inventory.settings(study)]
+    if study["pretraining"]:
+        parts.append(inventory.pretraining(study))
+    return Section("asked", "What was asked", tuple(parts))
+
+
+def _results(results: Results) -> Section:
+    parts: list[Part] = [
+        "The mean and its standard deviation (SD) are over repeated fine-tuning. The selected model is the repeat with "
+        "the best validation score; its interval is a percentile bootstrap over "
+        f"{results.resampling_unit}s. Validation scores chose hyper-parameters and models, so they flatter and have "
+        "no interval."
+    ]
+    for where in results.evaluations:
+        many = len(outcomes.reported(results, where, results.labels)) > _LONG
+        first = [results.largest] if many else results.labels
+        parts += [
+            outcomes.overview(results, where, first, "results"),
+            outcomes.per_finding(results, where, first, "findings", selected=False),
+        ]
+        folded = [outcomes.per_finding(results, where, results.labels, "findings-selected", selected=True)]
+        if many:
+            folded[:0] = [
+                outcomes.overview(results, where, results.labels, "results-all"),
+                outcomes.per_finding(results, where, results.labels, "findings-all", selected=False),
+            ]
+        summary = "All label fractions" if many else "Selected models per finding"
+        parts.append(Details(f"{summary} ({results.place(where)})", tuple(folded)))
+    return Section("results", "Results", tuple(parts))
+
+
+def _label_efficiency(results: Results, arms: pa.Table) -> Section:
+    parts: list[Part] = []
+    for where in results.evaluations:
+        name = f"label-efficiency-{outcomes.slug(where)}"
+        title = f"Mean AUC on {results.place(where)} against the share of training labels"
+        caption = f"{title}. Points are means over repeats, bars one standard deviation to each side."
+        if panels := series.label_efficiency(results, where, arms):
+            svg = figures.points(panels, name=name, title=title, description=_describe(panels))
+            parts.append(Figure(name, svg, caption))
+    return Section("label-efficiency", "Label efficiency", tuple(parts) or ("No mean AUC was evaluable.",))
+
+
+def _describe(panels: Sequence[figures.Panel]) -> str:
+    """The last value of every line, for those who cannot see the figure."""
+    return " ".join(
+        f"{panel.title}: " + ", ".join(f"{line.name} ends at {line.y[-1]:.{DECIMALS}f}" for line in panel.lines) + "."
+        for panel in panels
+    )
+
+
+def _significance(results: Results) -> Section:
+    parts: list[Part] = []
+    for where in results.evaluations:
+        whole = outcomes.differences(results, where, metric="mean_auc")
+        if not whole.rows:
+            continue
+        if rows := series.forest(results, where):
+            parts.append(_forest(results, where, rows))
+        per_finding = outcomes.differences(results, where, metric="auc")
+        parts += [
+            _folded_if_long(whole, f"Every difference in mean AUC ({results.place(where)})"),
+            Details(f"Differences per finding ({results.place(where)})", (per_finding,)),
+        ]
+    if not parts:
+        return Section("significance", "Significance", ("The study compares no pair of arms.",))
+    intro = (
+        "Each pair is compared through its selected models on the same resamples of the test images. A difference "
+        f"counts as shown when its {results.level} interval excludes 0 and the p value, adjusted by Holm's method for "
+        f"all pairs at that label fraction, is at most {results.alpha:g}."
+    )
+    return Section("significance", "Significance", (intro, *parts))
+
+
+def _forest(results: Results, where: Evaluation, rows: Sequence[figures.Difference]) -> Figure:
+    name = f"differences-{outcomes.slug(where)}"
+    title = f"Differences in mean AUC on {results.place(where)}"
+    described = (
+        f"{row.heading}, {row.name}: {row.estimate:.{DECIMALS}f}"
+        + (f" from {row.ends[0]:.{DECIMALS}f} to {row.ends[1]:.{DECIMALS}f}" if row.ends else ", interval withheld")
+        for row in rows
+    )
+    svg = figures.forest(
+        rows, x_label="Difference in mean AUC", name=name, title=title, description="; ".join(described)
+    )
+    caption = (
+        f"{title}, {results.level} intervals over {results.resampling_unit}s. Filled circles: the interval excludes "
+        "0. Crosses: the interval is withheld. Right of 0 the first arm is better."
+    )
+    return Figure(name, svg, caption)
+
+
+def _subgroups(results: Results, by: Sequence[str]) -> Section:
+    parts: list[Part] = []
+    for where in results.evaluations:
+        found = outcomes.attributes(results, where)
+        for attribute in (attribute for attribute in by if attribute in found):
+            others = tuple(
+                outcomes.subgroups(results, where, attribute, label_set)
+                for label_set in reversed(results.labels)
+                if label_set != results.largest
+            )
+            words = attribute.replace("_", " ")
+            parts += [
+                Heading(f"By {words}" + (f" ({results.place(where)})" if len(results.evaluations) > 1 else "")),
+                outcomes.subgroups(results, where, attribute, results.largest),
+            ]
+            if others:
+                parts.append(Details(f"By {words}, other label fractions", others))
+    intro = (
+        "A gap has no interval: the largest difference among groups is biased upwards under resampling. It compares "
+        f"only groups in which the same findings are evaluable. AUC per finding and group: {TABLES_DIR}/{ALL_METRICS}."
+    )
+    return Section("subgroups", "Subgroups", (intro, *parts) if parts else ("The study asks for no subgroups.",))
+
+
+def _training(inputs: ReportInputs, results: Results) -> Section:
+    runs = [run["name"] for run in inputs.study["pretraining"]]
+    drawn = {
+        "pretraining": ("Pretraining", series.pretraining(inputs.history, runs), "One line a pretraining run."),
+        "finetuning": (
+            "Fine-tuning",
+            series.finetuning(inputs.history, results, inputs.arms),
+            "Mean over the runs of an arm at the smallest and the largest label fraction; the band spans all of them.",
+        ),
+    }
+    parts = [
+        Figure(
+            name, figures.curves(panels, name=name, title=title, description=_describe(panels)), f"{title}. {caption}"
+        )
+        for name, (title, panels, caption) in drawn.items()
+        if panels
+    ]
+    return Section("training", "Training curves", tuple(parts) or ("No training curves were recorded.",))
+
+
+def _data(inputs: ReportInputs) -> Section:
+    findings = inputs.study["task"]["findings"]
+    leaked = inputs.splits_summary.get("patients_in_two_splits")
+    parts: list[Part] = []
+    if leaked is not None:
+        parts.append(f"Patients in two splits: {leaked}, counted from the finished table of splits.")
+    made = [
+        population.splits(inputs.splits_summary),
+        population.source(inputs.index_summary),
+        population.label_states(inputs.index_summary, findings),
+        population.label_fractions(inputs.splits_summary),
+        population.balance(inputs.splits_summary, findings),
+    ]
+    parts += [table for table in made if table.rows]
+    if deviation := population.largest_deviation(inputs.splits_summary):
+        parts.append(deviation)
+    return Section("data", "Data and splits", tuple(parts))
+
+
+def _rejected(inputs: ReportInputs, results: Results) -> Section:
+    by_reason, images = inventory.undecodable(inputs.shards_summary)
+    usable = inputs.shards_summary.get("num_images")
+    parts: list[Part] = [Heading("Images")]
+    if images.rows:
+        parts += [by_reason, Details(f"The {len(images.rows):,} images", (images,))]
+    parts.append(
+        ("No image was refused" if not images.rows else f"{len(images.rows):,} images were refused")
+        + (f"; {usable:,} are in use." if usable is not None else ".")
+    )
+    points = inventory.selection(inputs.selection, results.arms)
+    num_refused = sum(not row["chosen"] for row in inputs.selection)
+    parts += [
+        Heading("Hyper-parameters"),
+        f"{num_refused} of {len(points.rows)} points of the search were not chosen.",
+        Details("Every point of the search", (points,)),
+        Heading("Values and intervals"),
+    ]
+    missing = outcomes.not_evaluated(results)
+    parts.append(
+        _folded_if_long(missing, f"{len(missing.rows)} kinds of values that could not be had")
+        if missing.rows
+        else "Every metric was evaluable, and no interval was withheld."
+    )
+    return Section("rejected", "What was rejected and why", tuple(parts))
+
+
+def _folded_if_long(table: Table, summary: str) -> Part:
+    return Details(summary, (table,)) if len(table.rows) > _LONG else table
+
+
+def _lineage(inputs: ReportInputs, results: Results) -> Section:
+    models = inventory.models(inputs.models, results.arms)
+    folded = Details(f"The {len(models.rows)} fine-tuned models", (models,))
+    return Section("lineage", "Lineage", (inventory.lineage(inputs.lineage), folded))

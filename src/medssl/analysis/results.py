@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from medssl.analysis.compare import CHOICE_SPLITS, ROW_KEY
-from medssl.analysis.tables import NOT_EVALUABLE, Cell, percent
+from medssl.analysis.tables import NOT_EVALUABLE, TOO_SMALL, Cell, percent
 
 Row = Mapping[str, Any]
 
 DECIMALS = 3  # of every AUC, difference and p value
-TOO_SMALL = "too few patients"
 
 
 class Labels(NamedTuple):
@@ -70,11 +69,7 @@ class Results:
     @cached_property
     def evaluations(self) -> list[Evaluation]:
         """Where models are reported: test splits first."""
-        found = {
-            Evaluation(row["dataset"], row["split"])
-            for row in self.rows
-            if row["split"] not in CHOICE_SPLITS
-        }
+        found = {Evaluation(row["dataset"], row["split"]) for row in self.rows if row["split"] not in CHOICE_SPLITS}
         return sorted(found, key=lambda where: (where.split != "test", where))
 
     @cached_property
@@ -102,18 +97,14 @@ class Results:
         several = len({dataset for dataset, _ in self.evaluations}) > 1
         return f"{where.split} ({where.dataset})" if several else where.split
 
-    def row(
-        self, where: Evaluation, arm: str, labels: Labels, *, repeat: str, metric: str, **rest: Any
-    ) -> Row | None:
+    def row(self, where: Evaluation, arm: str, labels: Labels, *, repeat: str, metric: str, **rest: Any) -> Row | None:
         """One metrics row; `rest` gives further key columns (class, subgroup, arm_b, resampling_unit)."""
         key = {"k": None, "class": "", "subgroup": "all", "arm_b": None, "resampling_unit": ""} | rest
         key |= {**where._asdict(), "arm_a": arm, "label_fraction": labels.fraction, "draw": labels.draw}
         key |= {"repeat": repeat, "metric": metric}
         return self._by_key.get(tuple(key[name] for name in ROW_KEY))
 
-    def selected(
-        self, where: Evaluation, arm: str, labels: Labels, *, metric: str, **rest: Any
-    ) -> Row | None:
+    def selected(self, where: Evaluation, arm: str, labels: Labels, *, metric: str, **rest: Any) -> Row | None:
         """The row of the model that validation chose, with its interval.
 
         `rest` as in `row`. Rows that were not resampled (a gap, a group that is too small) have no unit.
@@ -173,8 +164,7 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
         rows=rows,
         # Two arms may differ in what a display name does not tell.
         arms={
-            arm: f"{name} ({arm})" if names.count(name) > 1 else name
-            for arm, name in zip(order, names, strict=True)
+            arm: f"{name} ({arm})" if names.count(name) > 1 else name for arm, name in zip(order, names, strict=True)
         },
         findings=study["task"]["findings"] if study else list(classes),
         pairs=listed + [pair for pair in compared if pair not in listed],
@@ -211,4 +201,5 @@ def nothing(row: Row | None) -> Cell:
 
 def remark(row: Row) -> str:
     """What the reader of a value must know, less the count of repeats, which has its own column."""
-    return "; ".join(part for part in row["reason"].split("; ") if not re.match(r"\d+ repeats?\b", part))
+    parts = [part for part in row["reason"].split("; ") if not re.match(r"\d+ repeats?\b", part)]
+    return "; ".join(re.sub("^not evaluable: ", "the mean leaves out ", part) for part in parts)

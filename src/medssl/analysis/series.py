@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from medssl.analysis.tables import percent
 
 Curve = tuple[list[int], list[float]]  # steps and values
 
-# What is drawn of a pretraining run, with the label of its axis.
+# What is drawn of a pretraining run, with the title of its panel.
 PRETRAINING_METRICS = {
     "loss": "Contrastive loss",
     "contrastive_accuracy": "Contrastive accuracy",
@@ -25,18 +25,18 @@ VALIDATION_METRIC = "validation_mean_auc"
 FINETUNING_RUN = re.compile(r"(?P<arm>\S+) fraction(?P<fraction>[\d.e-]+?)-draw")
 
 
-def short_names(results: Results, arms: pa.Table, architecture: str | None) -> dict[str, str]:
-    """arm_id to its method within one architecture, to its full name across all (None)."""
-    if architecture is None:
-        if len(arms["architecture"].unique()) > 1:
-            return dict(results.arms)
-        architecture = arms["architecture"][0].as_py()
-    found = {row["arm_id"]: row["method"] for row in arms.to_pylist() if row["architecture"] == architecture}
-    methods = list(found.values())
+def methods(results: Results, arms: pa.Table) -> dict[str, dict[str, str]]:
+    """For each architecture, its arms by name of their method: within a panel that tells them apart."""
+    rows = {row["arm_id"]: row for row in arms.to_pylist()}
+    found: dict[str, dict[str, str]] = {}
+    for arm in (arm for arm in results.arms if arm in rows):
+        found.setdefault(rows[arm]["architecture"], {})[arm] = rows[arm]["method"]
     return {
-        arm: f"{found[arm]} ({arm})" if methods.count(found[arm]) > 1 else found[arm]
-        for arm in results.arms
-        if arm in found
+        architecture: {
+            arm: f"{method} ({arm})" if list(names.values()).count(method) > 1 else method
+            for arm, method in names.items()
+        }
+        for architecture, names in found.items()
     }
 
 
@@ -44,19 +44,19 @@ def label_efficiency(results: Results, where: Evaluation, arms: pa.Table) -> lis
     """Mean AUC against label fraction with one standard deviation over repeats, a panel an architecture."""
     fractions = sorted({labels.fraction for labels in results.labels})
     panels = []
-    for architecture in dict.fromkeys(arms["architecture"].to_pylist()):
+    for architecture, names in methods(results, arms).items():
         lines = []
-        for arm, name in short_names(results, arms, architecture).items():
+        for arm, name in names.items():
             spreads = {fraction: results.spread(where, arm, fraction) for fraction in fractions}
             known = {fraction: (s.mean, s.std or 0.0) for fraction, s in spreads.items() if s}
             if known:
                 means, stds = zip(*known.values(), strict=True)
                 low, high = np.subtract(means, stds).tolist(), np.add(means, stds).tolist()
                 lines.append(Line(name, list(known), means, low, high))
-        ticks = [(fraction, percent(fraction)) for fraction in fractions]
+        ticks = [(fraction, f"{100 * fraction:.4g}") for fraction in fractions]
         if lines:
             y_label = f"Mean AUC on {results.place(where)}"
-            panels.append(Panel(architecture, "Share of the training labels", y_label, lines, ticks))
+            panels.append(Panel(architecture, "Share of the training labels, %", y_label, lines, ticks))
     return panels
 
 
@@ -78,24 +78,32 @@ def pretraining(history: pa.Table, runs: Sequence[str]) -> list[Panel]:
     """Curves of the pretraining runs, a panel a metric."""
     curves = _curves(history)
     panels = []
-    for metric, y_label in PRETRAINING_METRICS.items():
+    for metric, title in PRETRAINING_METRICS.items():
         lines = [Line(run, *curves[run, metric]) for run in runs if (run, metric) in curves]
         if lines:
-            panels.append(Panel(y_label, "Step", y_label, lines))
+            panels.append(Panel(title, "Step", "", lines))
     return panels
 
 
-def finetuning(history: pa.Table, names: Mapping[str, str]) -> list[Panel]:
-    """Validation score while fine-tuning: mean, smallest and largest over the runs of an arm, a panel a fraction."""
-    groups: dict[float, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> list[Panel]:
+    """Validation score while fine-tuning, at the smallest and the largest label fraction.
+
+    A panel is an architecture at a fraction; a line is the mean over the runs of an arm, in a band from the smallest
+    to the largest.
+    """
+    groups: dict[tuple[str, float], list[Curve]] = defaultdict(list)
     for (run, metric), curve in _curves(history).items():
         match = FINETUNING_RUN.match(run)
-        if match and metric == VALIDATION_METRIC and match["arm"] in names:
-            groups[float(match["fraction"])][match["arm"]].append(curve)
+        if match and metric == VALIDATION_METRIC:
+            groups[match["arm"], float(match["fraction"])].append(curve)
+    fractions = sorted({fraction for _, fraction in groups})
     panels = []
-    for fraction, by_arm in sorted(groups.items()):
-        lines = [_band(name, by_arm[arm]) for arm, name in names.items() if arm in by_arm]
-        panels.append(Panel(f"{percent(fraction)} of labels", "Step", "Mean AUC on validation", lines))
+    for architecture, names in methods(results, arms).items():
+        for fraction in dict.fromkeys((*fractions[:1], *fractions[-1:])):
+            lines = [_band(name, groups[arm, fraction]) for arm, name in names.items() if (arm, fraction) in groups]
+            title = f"{architecture}, {percent(fraction)} of labels"
+            if lines:
+                panels.append(Panel(title, "Step", "Mean AUC on validation", lines))
     return panels
 
 

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import Any
 
 NOT_EVALUABLE = "not evaluable"
+TOO_SMALL = "too few patients"
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 # Two hyphens as in e-5 or 40-60 stay: the sign of a number is the one that follows no letter or digit.
 
@@ -68,11 +70,11 @@ def build(
     name: str,
     caption: str,
     columns: Sequence[Column],
-    rows: Iterable[Sequence[Cell | str | int]],
+    rows: Iterable[Iterable[Any]],
     *,
     grouped: bool = False,
 ) -> Table:
-    """A table from plain values; integers get a separator at thousands.
+    """A table of cells, words and integers, which get a separator at thousands.
 
     Raises:
         ValueError: A row has another number of cells than there are columns.
@@ -106,7 +108,7 @@ def percent(share: float) -> str:
 
 def is_absent(cell: Cell) -> bool:
     """Whether the cell stands for a value that could not be had."""
-    return cell.text == NOT_EVALUABLE
+    return cell.text in (NOT_EVALUABLE, TOO_SMALL)
 
 
 def to_csv(table: Table) -> str:
@@ -122,7 +124,7 @@ def to_csv(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """The table in a container that scrolls by itself, with its footnotes below it."""
-    mark = {note: letter for note, letter in zip(_notes(table), _letters(), strict=False)}
+    mark = dict(zip(_notes(table), _letters(), strict=False))
     columns = table.columns[1:] if table.grouped else table.columns
     head = "".join(f'<th scope="col"{_align(column)}>{escape(column.label)}</th>' for column in columns)
     caption_id = f"caption-{table.name}"
@@ -173,7 +175,7 @@ def _notes(table: Table) -> list[str]:
 
 
 def _letters() -> Iterator[str]:
-    """a to z, then aa, ab and so on without end."""
+    """The marks a to z, then aa, ab and so on without end."""
     place = 0
     while True:
         place += 1

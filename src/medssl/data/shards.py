@@ -33,6 +33,7 @@ BATCH_ROWS = 256  # rows of a record batch, and the most images that a worker ho
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
 _SCHEMA = schema.SHARD.columns.with_metadata({"medssl.schema": schema.SHARD.name})
+_ROWS_AT_ONCE = 4096  # of the tables, as Python objects: ten times their size in Arrow
 _MAX_EXAMPLES = 5
 
 Row = tuple[str, str, str]  # patient_id, image_id, file relative to the data set's folder
@@ -111,7 +112,8 @@ def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[in
     at = pc.index_in(index["image_id"], value_set=sources["image_id"])
     table = index.append_column("file", sources["file"].take(at))
     table = table.sort_by([("patient_id", "ascending"), ("image_id", "ascending")])
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    batches = (batch.to_pydict().values() for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE))
+    rows = itertools.chain.from_iterable(zip(*columns, strict=True) for columns in batches)
     # A part is a range of patients, so its rows follow one another.
     for part, group in itertools.groupby(rows, lambda row: part_of(row[0], num_parts)):
         yield part, list(group)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from medssl import tracking
 from medssl.config import digest
-from medssl.exit_codes import TerminatedError, install_excepthook
+from medssl.exit_codes import TerminatedError
 from medssl.progress import duration, say
 from medssl.store import Artifact, Store, write_json
 
@@ -97,7 +97,6 @@ def start(
         item: Which of several runs of the same stage this is.
         reuse: Whether a finished result with the same key is taken instead of doing the work.
     """
-    install_excepthook()
     key = digest(
         {
             "stage": stage,

@@ -221,9 +221,7 @@ def predict(
     from medssl.train.jobs import Inputs, PredictItem, PredictJob
     from medssl.train.launch import launch
 
-    models, catalog = _initial(store, arm.name, catalog_uri)
-    if models is None or catalog is None:
-        raise BadInputError(f"arm {arm.name} has no fine-tuned models; run finetune for it first")
+    models, catalog = _from_catalog(store, arm.name, catalog_uri)
     with steps.start(
         "predict",
         store=store,
@@ -392,15 +390,20 @@ def _finetune_config(
 
 
 def _initial(store: Store, name: str, catalog_uri: str | None) -> tuple[Artifact | None, Artifact | None]:
-    """The artifact of that name in the catalog, and the catalog; nothing where weights start at random."""
-    if name == RANDOM_INITIALIZATION or catalog_uri is None:
-        if name != RANDOM_INITIALIZATION:
-            raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
+    """The checkpoint to start from, and the catalog it was found in; nothing where weights start at random."""
+    if name == RANDOM_INITIALIZATION:
         return None, None
+    if catalog_uri is None:
+        raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
+    return _from_catalog(store, name, catalog_uri)
+
+
+def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, Artifact]:
+    """The artifact of that name in the catalog, and the catalog."""
     catalog = store.open(catalog_uri, kind="catalog")
     entries = json.loads((catalog.folder / layout.CATALOG).read_text())
     if name not in entries:
-        raise BadInputError(f"weights {name} are not in the catalog, which holds {sorted(entries)}")
+        raise BadInputError(f"{name} is not in the catalog, which holds {sorted(entries)}; run the stage that makes it")
     entry = entries[name]
     return store.open(store.uri(entry["kind"], entry["digest"]), kind=entry["kind"]), catalog
 

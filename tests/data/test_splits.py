@@ -1,0 +1,289 @@
+import hashlib
+import itertools
+import json
+import math
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medssl import schema
+from medssl.config import DataConfig, SplitConfig
+from medssl.data import chexpert, packing, splits
+from medssl.data.split_summary import summarize
+from medssl.exit_codes import BadInputError
+from medssl.identifiers import PatientKey
+
+SHARED_DATA_DIR = Path(__file__).parents[2] / "../shared/data"
+FRACTIONS = SplitConfig(train=0.6, validation=0.15, test=0.25)
+
+
+def patient_name(number):
+    return hashlib.md5(f"{number}".encode()).hexdigest()
+
+
+def index_of(sizes, num_official=0, first=0):
+    """An index with one patient a size; the last `num_official` patients are in the official validation table."""
+    rows = []
+    for number, size in enumerate(sizes, first):
+        patient = patient_name(number)
+        official = number - first >= len(sizes) - num_official
+        for image in range(size):
+            rows.append(
+                {
+                    "patient_id": patient,
+                    "case_id": f"{patient}-0",
+                    "image_id": f"{patient}-{image}",
+                    "source_split": "official_valid" if official else "train",
+                    "view_position": (None, "AP", "lateral")[image % 3],
+                    "sex": ("female", "male", None)[number % 3],
+                    "age_years": None if number % 5 == 0 else float(20 + number % 60),
+                    "skin_type": None,
+                    "site": None,
+                    "label:Edema": (1, 0, -1, -2)[(number + image) % 4],
+                }
+            )
+    fields = [*schema.INDEX.columns, pa.field("label:Edema", pa.int8(), nullable=False)]
+    return schema.check(pa.Table.from_pylist(rows, pa.schema(fields)), schema.INDEX, "index")
+
+
+def by_patient(table):
+    return {row["patient_id"]: row for row in table.to_pylist()}
+
+
+def images_by_split(index, table):
+    split = {patient: row["split"] for patient, row in by_patient(table).items()}
+    return Counter(split[patient] for patient in index["patient_id"].to_pylist())
+
+
+sizes_of_patients = st.lists(st.integers(1, 9), min_size=10, max_size=40)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes_of_patients, st.integers(0, 3), st.integers(0, 2**40))
+def test_every_patient_is_in_exactly_one_split_and_official_validation_stays(sizes, num_official, seed):
+    index = index_of(sizes, num_official)
+    result = splits.assign(index, FRACTIONS.model_copy(update={"seed": seed}))
+    patients = result.splits["patient_id"].to_pylist()
+    assert patients == sorted(patient_name(i) for i in range(len(sizes)))
+    assert set(result.splits["split"].to_pylist()) <= set(schema.SPLITS)
+    official = {row["patient_id"] for row in index.to_pylist() if row["source_split"] == "official_valid"}
+    assert {p for p, row in by_patient(result.splits).items() if row["split"] == "official_valid"} == official
+    assert result.summary["patients_in_two_splits"] == result.summary["patients_without_split"] == 0
+    counted = images_by_split(index, result.splits)
+    assert result.summary["images"] == {split: counted[split] for split in schema.SPLITS}
+    # Patients of one image fill up whatever is wanted.
+    if Counter(sizes[: len(sizes) - num_official])[1] >= 10:
+        num_images = sum(sizes[: len(sizes) - num_official])
+        assert counted["test"] == round(0.25 * num_images)
+        assert counted["validation"] == round(0.15 * num_images)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=4, max_size=7), st.data())
+def test_exact_sizes_are_met_whenever_some_assignment_of_whole_patients_meets_them(sizes, data):
+    wanted = [data.draw(st.integers(2, 12)) for _ in range(3)]
+    config = SplitConfig(test=wanted[0], validation=wanted[1], train=wanted[2])
+    sums = {
+        tuple(sum(s for s, g in zip(sizes, groups, strict=True) if g == group) for group in range(3))
+        for groups in itertools.product(range(4), repeat=len(sizes))
+    }
+    if tuple(wanted) in sums:
+        counted = images_by_split(index_of(sizes), splits.assign(index_of(sizes), config).splits)
+        assert [counted[split] for split in ("test", "validation", "train")] == wanted
+        assert counted["unused"] == sum(sizes) - sum(wanted)
+    else:
+        with pytest.raises(BadInputError, match="impossible split"):
+            splits.assign(index_of(sizes), config)
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes_of_patients, st.randoms())
+def test_neither_row_order_nor_a_second_run_changes_a_byte(tmp_path_factory, sizes, rng):
+    index = index_of(sizes)
+    order = list(range(index.num_rows))
+    rng.shuffle(order)
+    path = tmp_path_factory.mktemp("splits") / "splits.parquet"
+    written = []
+    for table in (index, index, index.take(order)):
+        result = splits.assign(table, FRACTIONS)
+        schema.write(result.splits, schema.SPLIT_TABLE, path)
+        written.append((path.read_bytes(), json.dumps(result.summary, allow_nan=False)))
+    assert written[0] == written[1] == written[2]
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes_of_patients, st.integers(2, 3))
+def test_label_fractions_are_nested_and_new_patients_change_nobodys_rank(sizes, draws):
+    config = FRACTIONS.model_copy(update={"draws": draws})
+    before = splits.assign(index_of(sizes), config)
+    after = splits.assign(index_of(sizes + [3] * 20), config)
+    ranks = {patient: row["label_ranks"] for patient, row in by_patient(after.splits).items()}
+    assert all(row["label_ranks"] == ranks[patient] for patient, row in by_patient(before.splits).items())
+    train = {patient for patient, row in by_patient(before.splits).items() if row["split"] == "train"}
+    for draw in range(draws):
+        chosen = [splits.select_fraction(before.splits, fraction=f / 10, draw=draw) for f in range(1, 11)]
+        assert all(a <= b for a, b in itertools.pairwise(chosen))
+        assert chosen[-1] == train
+        reported = [r["patients"] for r in before.summary["label_fractions"] if r["draw"] == draw]
+        assert reported == [len(patients) for patients in chosen]
+
+
+def test_a_rank_is_the_first_53_bits_of_a_keyed_hash():
+    patient = patient_name(7)
+    key = hashlib.sha256(b"rank/3/1/").digest()
+    bits = bin(int.from_bytes(hashlib.blake2b(patient.encode(), key=key, digest_size=8).digest(), "big"))[2:].zfill(64)
+    assert splits.label_ranks([patient], seed=3, draw=1)[0] == int(bits[:53], 2) / 2**53
+
+
+def test_ranks_are_uniform_and_differ_between_seeds_draws_and_the_order_of_splitting():
+    names = [patient_name(i) for i in range(20_000)]
+    ranks = {(s, d): splits.label_ranks(names, seed=s, draw=d) for s in (0, 1) for d in (0, 1)}
+    for values in ranks.values():
+        assert values.min() >= 0
+        assert values.max() < 1
+        # Kolmogorov-Smirnov distance; above 1.95 / sqrt(n) with probability 0.001
+        assert np.abs(np.sort(values) - np.arange(20_000) / 20_000).max() < 1.95 / math.sqrt(20_000)
+    for a, b in itertools.combinations(ranks.values(), 2):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.03
+    result = splits.assign(index_of([1] * 2000), FRACTIONS)
+    mean = {
+        s: np.mean([r["label_ranks"] for r in result.splits.to_pylist() if r["split"] == s]) for s in FRACTIONS.sizes
+    }
+    assert all(abs(value - 0.5) < 4 * math.sqrt(1 / 12 / 300) for value in mean.values())
+
+
+def test_another_seed_gives_another_split():
+    index = index_of([2] * 100)
+    a, b = (splits.assign(index, FRACTIONS.model_copy(update={"seed": seed})).splits["split"] for seed in (0, 1))
+    assert not a.equals(b)
+
+
+def test_images_beyond_exact_sizes_are_unused():
+    index = index_of([3, 1, 2, 5, 1, 1, 4, 2] * 5, num_official=2)
+    result = splits.assign(index, SplitConfig(train=40, validation=10, test=17))
+    wanted = {"train": 40, "validation": 10, "test": 17, "official_valid": 6, "unused": 22}
+    assert result.summary["images"] == wanted
+    assert result.summary["requested_images"] == {"train": 40, "validation": 10, "test": 17}
+
+
+def test_the_repair_finds_sizes_that_first_fit_misses_and_moves_few_patients():
+    rng = random.Random(0)
+    num_repaired = 0
+    for _ in range(100):
+        sizes = np.array([rng.choice([2, 2, 3, 7]) for _ in range(400)])
+        targets = np.array([301, 207, sizes.sum() - 508])
+        plain = packing.first_fit(sizes, targets)
+        groups = packing.pack(sizes, targets)
+        assert [sizes[groups == g].sum() for g in range(4)] == [*targets, 0]
+        changed = plain != groups
+        num_repaired += changed.any()
+        assert changed.sum() <= 16
+    assert num_repaired > 5
+
+
+def test_fractions_that_whole_patients_cannot_meet_are_met_as_nearly_as_they_can():
+    index = index_of([10] * 20)
+    result = splits.assign(index, SplitConfig(train=0.62, validation=0.13, test=0.25))  # 124, 26 and 50 of 200 images
+    assert [result.summary["images"][s] for s in ("train", "validation", "test")] == [120, 30, 50]
+    assert result.summary["requested_images"] == {"train": 124.0, "validation": 26.0, "test": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "message"),
+    [
+        ([1] * 50, (40, 10, 10), "the sizes sum to 60 images, the data set has 50; lower the sizes"),
+        ([2] * 50, (60, 17, 23), r"test cannot have 23 images; reachable are 22 and 24; validation cannot have 17"),
+        (
+            [10, 10, 10],
+            (10, 10, 5),
+            r"test cannot have 5 images; reachable are 0 and 10 \(patients stay whole: 3 of 10",
+        ),
+        ([3, 4, 5], (4, 3, 4), "no patients give test 4, validation 3, train 4 together; reachable is test"),
+        ([5, 5], (0.4, 0.3, 0.3), "no patient for (test|validation|train), with 2 patients of 10 images"),
+        ([1, 1, 1, 1], (0.8, 0.1, 0.1), "no patient for test"),
+    ],
+)
+def test_an_impossible_split_says_what_is_reachable(sizes, wanted, message):
+    config = SplitConfig(**dict(zip(("train", "validation", "test"), wanted, strict=True)))
+    with pytest.raises(BadInputError, match=f"impossible split: .*{message}") as caught:
+        splits.assign(index_of(sizes), config)
+    assert patient_name(0) not in str(caught.value)
+
+
+def test_many_patients_of_awkward_sizes_are_refused_in_reasonable_time():
+    start_s = time.perf_counter()
+    with pytest.raises(BadInputError, match="test cannot have 2001 images; reachable are 2000 and 2002"):
+        splits.assign(index_of([2] * 5000), SplitConfig(train=5000, validation=1000, test=2001))
+    assert time.perf_counter() - start_s < 10
+
+
+def test_a_patient_of_both_source_tables_is_refused():
+    index = index_of([2, 2, 2])
+    split = pa.array(["train", "official_valid"] * 3)
+    index = index.set_column(index.column_names.index("source_split"), "source_split", split)
+    with pytest.raises(BadInputError, match="3 patients are in the tables of both train and official validation"):
+        splits.assign(index, FRACTIONS)
+
+
+def test_the_summary_counts_a_patient_that_a_broken_table_has_twice_or_not_at_all():
+    index = index_of([2] * 20)
+    table = splits.assign(index, FRACTIONS).splits
+    again = {**table.slice(3, 1).to_pylist()[0], "split": "unused"}
+    broken = pa.concat_tables([table.slice(1), pa.Table.from_pylist([again], table.schema)])
+    summary = summarize(index, broken, FRACTIONS)
+    assert (summary["patients_in_two_splits"], summary["patients_without_split"]) == (1, 1)
+
+
+def test_balance_compares_each_split_with_all_that_were_split():
+    index = index_of([3] * 40, num_official=4)
+    result = splits.assign(index, FRACTIONS)
+    rows = [{**r, "split": by_patient(result.splits)[r["patient_id"]]["split"]} for r in index.to_pylist()]
+    own = [r for r in rows if r["split"] != "official_valid"]
+    test = [r for r in own if r["split"] == "test"]
+    balance = result.summary["balance"]
+    for name, part in (("overall", own), ("test", test)):
+        known = [r["sex"] for r in part if r["sex"]]
+        assert balance["shares"]["share_female"][name] == pytest.approx(known.count("female") / len(known), abs=1e-6)
+        ages = [r["age_years"] for r in part if r["age_years"] is not None]
+        assert balance["mean_age_years"][name] == pytest.approx(sum(ages) / len(ages), abs=1e-6)
+        positive = sum(r["label:Edema"] == 1 for r in part) / len(part)
+        assert balance["shares"]["share_positive Edema"][name] == pytest.approx(positive, abs=1e-6)
+        assert balance["shares"]["share_lateral"][name] == 0.5
+    shares = balance["shares"]
+    largest = max(abs(means[s] - means["overall"]) for means in shares.values() for s in FRACTIONS.sizes)
+    assert balance["largest_deviation"]["absolute"] == pytest.approx(largest, abs=2e-6)
+
+
+@pytest.mark.parametrize(("fraction", "draw"), [(0, 0), (1.1, 0), (0.5, 1), (0.5, -1)])
+def test_a_fraction_or_draw_out_of_range_is_refused(fraction, draw):
+    table = splits.assign(index_of([2] * 20), FRACTIONS).splits
+    with pytest.raises(ValueError, match=r"label fraction|draw"):
+        splits.select_fraction(table, fraction=fraction, draw=draw)
+
+
+@pytest.mark.skipif(not SHARED_DATA_DIR.is_dir(), reason="needs the folder shared beside the repository")
+def test_the_papers_sizes_come_out_exactly_on_the_public_training_table(tmp_path):
+    (tmp_path / "train.csv.gz").symlink_to(SHARED_DATA_DIR.resolve() / "tables/chexpert_train.csv.gz")
+    image = tmp_path / "train/patient00001/study1/view1_frontal.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    config = DataConfig(name="chexpert", root=str(tmp_path), train_table="train.csv.gz", valid_table=None)
+    index = chexpert.read(tmp_path, config, PatientKey(bytes(32))).index
+    start_s = time.perf_counter()
+    result = splits.assign(index, SplitConfig(train=167_429, validation=22_240, test=33_745))
+    assert time.perf_counter() - start_s < 6  # 0.7 s on an idle core
+    wanted = {"train": 167_429, "validation": 22_240, "test": 33_745, "official_valid": 0, "unused": 0}
+    assert images_by_split(index, result.splits) == {k: v for k, v in wanted.items() if v}
+    assert result.summary["images"] == wanted
+    assert result.summary["balance"]["largest_deviation"]["absolute"] < 0.03
+    tenth = result.summary["label_fractions"][0]["patients"] / result.summary["patients"]["train"]
+    assert abs(tenth - 0.1) < 0.01
+    literal = splits.assign(index, SplitConfig(train=67_429, validation=22_240, test=33_745))
+    assert literal.summary["images"]["unused"] == 100_000
