@@ -1,12 +1,13 @@
 """Who may import whom, and which module owns which heavy library, read from the sources."""
 
 import ast
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from medssl.code_version import SOURCE_DIR, imports_of, module_file
+from medssl.code_version import SOURCE_DIR, imports_of
 
 PROJECT_DIR = SOURCE_DIR.parents[1]
 
@@ -83,6 +84,12 @@ def project_modules() -> dict[str, Path]:
 MODULES = project_modules()
 
 
+@functools.cache
+def imported_by() -> dict[str, set[str]]:
+    """What each module of the project imports."""
+    return {module: set(imports_of(ast.parse(path.read_text("utf-8")))) for module, path in MODULES.items()}
+
+
 def test_all_layers_are_seen() -> None:
     assert {layer_of(module) for module in MODULES} == set(MAY_IMPORT)
 
@@ -94,23 +101,14 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 
 @pytest.mark.parametrize("library", sorted(set(OWNERS) - {"kubernetes", "torchvision"}))
 def test_an_owner_of_a_library_uses_it(library: str) -> None:
-    users = [
-        module
-        for module, path in MODULES.items()
-        if any(name.partition(".")[0] == library for name in imports_of(ast.parse(path.read_text(encoding="utf-8"))))
-    ]
-    assert users
+    assert any(name.partition(".")[0] == library for names in imported_by().values() for name in names)
 
 
 def test_modules_under_the_package_import_each_other_without_cycles() -> None:
     """Within a layer the order is free, but there must be one."""
     imported = {
-        module: {
-            name
-            for name in imports_of(ast.parse(path.read_text(encoding="utf-8")))
-            if name in MODULES and name != module and (file := module_file(name)) and file.name != "__init__.py"
-        }
-        for module, path in MODULES.items()
+        module: {name for name in names & set(MODULES) - {module} if MODULES[name].name != "__init__.py"}
+        for module, names in imported_by().items()
         if module.startswith("medssl.")
     }
     while leaves := {module for module, names in imported.items() if not names & set(imported)}:

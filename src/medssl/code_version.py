@@ -44,13 +44,13 @@ def module_file(module: str) -> Path | None:
 
 
 @functools.cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _parse(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 @functools.cache
-def _imports_of_file(path: Path) -> tuple[str, ...]:
-    return tuple(imports_of(_parse(path)))
+def _imports_in(source: str) -> tuple[str, ...]:
+    return tuple(imports_of(_parse(source)))
 
 
 def closure(trees: Iterable[ast.AST]) -> tuple[set[Path], set[str]]:
@@ -65,7 +65,7 @@ def closure(trees: Iterable[ast.AST]) -> tuple[set[Path], set[str]]:
         path = module_file(module)
         if path is not None and path not in files:
             files.add(path)
-            waiting += _imports_of_file(path)
+            waiting += _imports_in(path.read_text(encoding="utf-8"))
         elif not module.startswith(PACKAGE):
             third_party.add(module.split(".")[0])
     return files, third_party
@@ -78,7 +78,7 @@ def function_trees(path: Path, function: str) -> list[ast.stmt]:
         ValueError: The module defines no such function.
     """
     defined: dict[str, list[ast.stmt]] = {}
-    for statement in _parse(path).body:
+    for statement in _parse(path.read_text(encoding="utf-8")).body:
         for name in _names_bound(statement):
             defined.setdefault(name, []).append(_only(statement, name))
     if function not in defined:
@@ -139,10 +139,15 @@ def _distributions() -> dict[str, list[str]]:
     return {name: list(found) for name, found in importlib.metadata.packages_distributions().items()}
 
 
+@functools.cache
+def _version(distribution: str) -> str:
+    return importlib.metadata.version(distribution)
+
+
 def _versions(packages: Iterable[str]) -> set[tuple[str, str]]:
     """Installed distributions and versions of top-level packages; the standard library has none."""
     return {
-        (distribution, importlib.metadata.version(distribution))
+        (distribution, _version(distribution))
         for package in packages
         for distribution in _distributions().get(package, ())
     }

@@ -433,7 +433,7 @@ def test_the_headline_says_n_e_where_no_finding_is_evaluable(inputs):
 
 
 def test_a_study_with_several_draws_keeps_them_apart_in_tables_and_pools_them_in_the_headline(inputs, tmp_path):
-    metrics = make_metrics(make_study(), make_predictions(num_patients=30, draws=2))
+    metrics = make_metrics(make_study(), make_predictions(num_patients=15, draws=2))
     report.write(replace(inputs, metrics=metrics), tmp_path)
     page = Page((tmp_path / "index.html").read_text())
     labels = [label for _, label in by_heading(page.tables["results-phantom-test"])]

@@ -86,6 +86,8 @@ def test_tables_count_by_content_whatever_their_time_and_order(root):
 
 
 def test_the_order_in_which_the_file_system_lists_does_not_count(root, monkeypatch):
+    for name in ("a", "b"):
+        (root / name).symlink_to("train.csv")
     before = take(root)
     listed = module._walk
     monkeypatch.setattr(module, "_walk", lambda *args: reversed(list(listed(*args))))

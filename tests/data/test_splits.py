@@ -188,6 +188,14 @@ def test_the_repair_finds_sizes_that_first_fit_misses_and_moves_few_patients():
     assert num_repaired > 5
 
 
+def test_the_repair_goes_back_to_the_first_patients_where_only_they_fit():
+    sizes = np.array([3] + [2] * 40)  # the 3 is placed first, in a group of even size
+    targets = np.array([20, 21, 42])
+    groups = packing.pack(sizes, targets)
+    assert [sizes[groups == g].sum() for g in range(4)] == [*targets, 0]
+    assert groups[0] == 1
+
+
 def test_fractions_that_whole_patients_cannot_meet_are_met_as_nearly_as_they_can():
     index = index_of([10] * 20)
     result = splits.assign(index, SplitConfig(train=0.62, validation=0.13, test=0.25))  # 124, 26 and 50 of 200 images

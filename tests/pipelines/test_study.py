@@ -127,6 +127,11 @@ def constants(ir: Mapping[str, Any], task: str) -> dict[str, Any]:
     return {name: v["runtimeValue"]["constant"] for name, v in parameters.items() if "runtimeValue" in v}
 
 
+@pytest.fixture(scope="module")
+def demo_ir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return compile_study(load_study(DEMO), tmp_path_factory.mktemp("demo"))
+
+
 @pytest.fixture(scope="module", params=STUDIES, ids=[path.stem for path in STUDIES])
 def every_study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     study = load_study(request.param, overrides=["data.root=/tmp/x"])
@@ -161,7 +166,7 @@ def test_every_task_is_cached_but_for_the_fingerprint(every_study: dict[str, Any
     assert uncached == ["fingerprint"]
 
 
-def test_every_task_gets_the_code_version_of_its_own_stage(every_study: dict[str, Any], tmp_path: Path) -> None:
+def test_every_task_gets_the_code_version_of_its_own_stage(every_study: dict[str, Any]) -> None:
     versions = make_plan(load_study(DEMO)).code_versions
     for task in tasks_of(every_study):
         stage = task.rstrip("-0123456789").replace("-", "_")
@@ -173,7 +178,7 @@ def test_no_study_file_names_a_place_of_its_own(every_study: dict[str, Any]) -> 
     assert "/tmp/x" not in json.dumps(every_study)
 
 
-def test_the_demo_has_exactly_these_edges(tmp_path: Path) -> None:
+def test_the_demo_has_exactly_these_edges(demo_ir: dict[str, Any]) -> None:
     names = {
         "pretrain": "pretrain(simclr)",
         "collect": "collect(simclr)",
@@ -183,7 +188,7 @@ def test_the_demo_has_exactly_these_edges(tmp_path: Path) -> None:
     }
     expected = DATA_EDGES | SIMCLR_EDGES | MICLE_EDGES | ANALYSIS_EDGES | reads_checkpoints("collect(micle)")
     expected |= reads_data("pretrain(simclr)", "pretrain(micle)", *AFTER_PRETRAINING)
-    assert named_edges(compile_study(load_study(DEMO), tmp_path), names) == expected
+    assert named_edges(demo_ir, names) == expected
 
 
 def test_a_study_without_micle_has_one_level_of_pretraining(tmp_path: Path) -> None:
@@ -212,9 +217,9 @@ def test_a_study_of_random_arms_only_has_no_pretraining_and_no_catalog_of_checkp
     assert constants(ir, "collect")["kind"] == "models"
 
 
-def test_loops_run_over_the_runs_and_arms_of_the_study(tmp_path: Path) -> None:
+def test_loops_run_over_the_runs_and_arms_of_the_study(demo_ir: dict[str, Any]) -> None:
     study = load_study(DEMO)
-    parameters = compile_study(study, tmp_path)["root"]["inputDefinitions"]["parameters"]
+    parameters = demo_ir["root"]["inputDefinitions"]["parameters"]
     runs = [item["run"]["name"] for key in ("simclr_runs", "micle_runs") for item in parameters[key]["defaultValue"]]
     assert runs == [run.name for run in study.pretraining]
     assert [item["arm"]["name"] for item in parameters["arms"]["defaultValue"]] == [arm.name for arm in study.arms]
@@ -258,10 +263,9 @@ def changed_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[st
     ids=lambda value: value[0] if isinstance(value, Sequence) else "",
 )
 def test_a_setting_changes_its_own_stage_and_the_report(
-    tmp_path: Path, overrides: list[str], changed: set[str]
+    tmp_path: Path, demo_ir: dict[str, Any], overrides: list[str], changed: set[str]
 ) -> None:
-    before = compile_study(load_study(DEMO), tmp_path)
-    assert changed_tasks(before, compile_study(load_study(DEMO, overrides), tmp_path)) == changed
+    assert changed_tasks(demo_ir, compile_study(load_study(DEMO, overrides), tmp_path)) == changed
 
 
 def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path) -> None:
@@ -272,8 +276,8 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
     assert len(more_items) == len(items) + 1
 
 
-def test_every_stage_of_the_plan_is_a_task_of_the_demo(tmp_path: Path) -> None:
-    stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(compile_study(demo(), tmp_path))}
+def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
+    stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
     assert stages == set(STAGES)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Okabe and Ito 2008, less black (it is the text's) and yellow (too faint on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -166,7 +167,8 @@ def _draw_difference(axis: Axes, row: Difference, y: float) -> None:
 def _panels(panels: Sequence[Panel]) -> tuple[Figure, list[Axes]]:
     num_columns = min(2, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    figure = Figure(figsize=(_PANEL_IN[0] * num_columns, _PANEL_IN[1] * num_rows), layout="constrained")
+    spacing = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08)  # inches
+    figure = Figure(figsize=(_PANEL_IN[0] * num_columns, _PANEL_IN[1] * num_rows), layout=spacing)
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         axis.set_title(panel.title)
@@ -203,7 +205,8 @@ def _name_lines(axis: Axes, lines: Sequence[Line], styles: dict[str, tuple[str, 
             heights[lower] = min(heights[lower], heights[upper] - gap)
     for height, (_, x, name) in zip(heights, ends, strict=True):
         y = next(line.y[-1] for line in lines if line.name == name)
-        arrow = {"arrowstyle": "-", "color": styles[name][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+        arrow = {"arrowstyle": "-", "color": styles[name][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
+        arrow |= {"relpos": (0, 0.5)}  # to the left end of the name, never through it
         axis.annotate(
             name, (x, y), (1.04, height), "data", "axes fraction", arrow, annotation_clip=False, va="center", size=8.5
         )

@@ -18,7 +18,7 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 66rem; backgroun
 h1 { margin: 0.5rem 0; font-size: 1.9rem; line-height: 1.2; text-wrap: balance; }
 h2 { margin: 3rem 0 0.75rem; padding-top: 1rem; border-top: 2px solid var(--line); font-size: 1.4rem; }
 h3 { margin: 2rem 0 0.5rem; font-size: 1.1rem; }
-p, .prose li { max-width: 46rem; }
+p { max-width: 46rem; }
 a { color: var(--accent); }
 .kind { margin: 0; color: var(--soft); font-size: 0.85rem; letter-spacing: 0.06em; text-transform: uppercase; }
 .note { margin: 0.75rem 0; padding: 0.6rem 1rem; border-left: 4px solid var(--warn); background: var(--tint); }
@@ -31,7 +31,7 @@ nav ol { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; margin: 1rem 0 0; p
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { min-width: min(30rem, 100%); border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; }
 caption { padding-bottom: 0.5rem; text-align: left; }
-caption span { position: sticky; left: 0; display: inline-block; max-width: min(46rem, calc(100vw - 2.5rem)); }
+caption span { position: sticky; left: 0; display: inline-block; max-width: min(46rem, calc(100vw - 4.5rem)); }
 th, td { padding: 0.35rem 1rem 0.35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; font-weight: 600; min-width: 4.5rem; }
 tbody th { font-weight: 400; }
@@ -39,11 +39,10 @@ tbody th[scope=row]:not(.n) { min-width: 8rem; }
 th[scope=rowgroup] { padding-top: 0.9rem; font-weight: 600; }
 th.n, td.n { padding-left: 0.5rem; text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
+td:last-child:not(.n) { min-width: 11rem; }
 td.absent { color: var(--warn); font-style: italic; white-space: nowrap; }
 sup { position: absolute; margin-left: 0.1rem; font-size: 0.7rem; line-height: 1; }
 .footnotes { margin: 0.25rem 0 1rem; padding: 0; list-style: none; color: var(--soft); font-size: 0.85rem; }
-.digest { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: 0.85rem;
-  overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
 figure > div { overflow-x: auto; }
 figure svg { display: block; width: auto; max-width: 100%; min-width: min(34rem, 100%); height: auto; }

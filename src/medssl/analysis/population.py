@@ -55,7 +55,7 @@ def splits(splits_summary: Json) -> Table:
     rows = [
         (
             split.replace("_", " "),
-            f"{requested[split]:,.6g}" if split in requested else "–",
+            f"{requested[split]:,.10g}" if split in requested else "–",
             int(images.get(split, 0)),
             int(patients.get(split, 0)),
         )

@@ -76,7 +76,7 @@ def write(inputs: ReportInputs, out_dir: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for part in page.leaves(part for section in sections for part in section.parts):
         if isinstance(part, Table):
-            (out_dir / TABLES_DIR / f"{part.name}.csv").write_text(tables.to_csv(part), encoding="utf-8")
+            (out_dir / TABLES_DIR / f"{part.name}.csv").write_bytes(tables.to_csv(part).encode())
         elif isinstance(part, Figure):
             (out_dir / FIGURES_DIR / f"{part.name}.svg").write_text(part.svg, encoding="utf-8")
     pyarrow.csv.write_csv(inputs.metrics, out_dir / TABLES_DIR / ALL_METRICS)

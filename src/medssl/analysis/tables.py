@@ -112,9 +112,9 @@ def is_absent(cell: Cell) -> bool:
 
 
 def to_csv(table: Table) -> str:
-    """The table with its footnotes in a last column, lines ended by a newline."""
+    """The table as RFC 4180 has it, with its footnotes in a last column."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     writer.writerow([*(column.label for column in table.columns), "notes"])
     for row in table.rows:
         notes = dict.fromkeys(cell.note for cell in row if cell.note)

@@ -62,7 +62,7 @@ def fingerprint(root: Path, tables: Sequence[str], *, files: FilesBy) -> Fingerp
         listing = _list(root)
         table_digest = _digest_tables(root, names, listing)
         digest = hashlib.sha256(f"{files}\0{table_digest}\0".encode())
-        others = sorted(set(listing.files) - names)
+        others = sorted(path for path in listing.files if path not in names)
         progress = Progress("fingerprint", max(len(others), 1), unit="files")
         for done, path in enumerate(others, 1):
             _add(digest, "file", path, *_state(listing.files[path], files))
