@@ -11,7 +11,7 @@ def collect(
     catalog: dsl.Output[dsl.Artifact],
     kind: str,
     code_version: str,
-    previous: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent on the first level
+    previous: dsl.Input[dsl.Artifact] = None,  # absent on the first level
 ) -> None:
     """List several artifacts by name in one."""
     from medssl.stages import train

@@ -16,7 +16,7 @@ def finetune(
     config: dict,  # type: ignore[type-arg]
     draws: int,
     code_version: str,
-    catalog: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent where all arms start at random
+    catalog: dsl.Input[dsl.Artifact] = None,  # absent where all arms start at random
 ) -> None:
     """Fine-tune one arm with its chosen settings at every label fraction, several times."""
     from medssl.config import ArmConfig, EncoderConfig, FinetuneConfig, TaskConfig

@@ -13,7 +13,7 @@ def pretrain(
     checkpoint: dsl.Output[dsl.Model],
     config: dict,  # type: ignore[type-arg]
     code_version: str,
-    catalog: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent on the first level
+    catalog: dsl.Input[dsl.Artifact] = None,  # absent on the first level
 ) -> None:
     """Train one encoder without labels."""
     from medssl.config import EncoderConfig, PretrainRun

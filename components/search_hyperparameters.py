@@ -14,7 +14,7 @@ def search_hyperparameters(
     batch: dict,  # type: ignore[type-arg]
     config: dict,  # type: ignore[type-arg]
     code_version: str,
-    catalog: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent where all arms start at random
+    catalog: dsl.Input[dsl.Artifact] = None,  # absent where all arms start at random
 ) -> None:
     """Fine-tune one arm over the grid; only validation scores leave this stage."""
     from medssl.config import ArmConfig, EncoderConfig, FinetuneConfig, TaskConfig

@@ -17,7 +17,7 @@ def write_report(
     report: dsl.Output[dsl.Artifact],
     study: dict,  # type: ignore[type-arg]
     code_version: str,
-    checkpoints: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # absent without pretraining
+    checkpoints: dsl.Input[dsl.Artifact] = None,  # absent without pretraining
 ) -> None:
     """Write the report page and the study's one table of metrics."""
     from medssl.config import Study

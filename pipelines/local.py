@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -266,10 +266,8 @@ def _stopping(group: int) -> Iterator[_Stop]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         stop.requested = True
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -288,10 +286,8 @@ def _end_leftovers(out_dir: Path, *, grace_s: float = STOP_GRACE_S) -> None:
         for pid in pids:
             if last_call or pid not in asked:
                 asked.add(pid)
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if last_call else signal.SIGTERM)
-                except ProcessLookupError:
-                    continue
         time.sleep(0.2)
 
 

@@ -14,8 +14,8 @@ from components.analyze_subgroups import analyze_subgroups
 from components.assign_splits import assign_splits
 from components.collect import collect
 from components.compare import compare
-from components.fingerprint import fingerprint
 from components.finetune import finetune
+from components.fingerprint import fingerprint
 from components.ingest import ingest
 from components.predict import predict
 from components.pretrain import pretrain
@@ -54,9 +54,9 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
     def study_pipeline(
         root: str,
         key_id: str,
-        simclr_runs: list = list(plan.simclr),  # type: ignore[type-arg]  # noqa: B006, B008  # KFP reads the default
-        micle_runs: list = list(plan.micle),  # type: ignore[type-arg]  # noqa: B006, B008
-        arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006, B008
+        simclr_runs: list = list(plan.simclr),  # type: ignore[type-arg]  # noqa: B006  # KFP reads the default
+        micle_runs: list = list(plan.micle),  # type: ignore[type-arg]  # noqa: B006
+        arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006
     ) -> Outputs:
         source = fingerprint(config=sections["fingerprint"], root=root, code_version=versions["fingerprint"])
         source.set_caching_options(enable_caching=False)

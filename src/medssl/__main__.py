@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from medssl import layout, schema
 from medssl.code_version import stage_version
@@ -16,9 +16,6 @@ from medssl.progress import Progress
 from medssl.stages import analysis, data, train
 from medssl.stages.step import Made
 from medssl.store import STORE_VARIABLE, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -300,16 +297,11 @@ def _locate(options: argparse.Namespace) -> None:
     folder = Path(_store(options).root) / "private"
     for path in sorted(folder.glob(f"*/{layout.SOURCES}")):
         table = schema.read(path, schema.SOURCES)
-        for row in table.filter(_equals(table, "image_id", options.image_id)).to_pylist():
-            sys.stdout.write(f"{row['file']}\n")
+        image_ids = table["image_id"].to_pylist()
+        if options.image_id in image_ids:
+            sys.stdout.write(f"{table['file'][image_ids.index(options.image_id)]}\n")
             return
     raise BadInputError(f"image_id {options.image_id} is in no table of the private store; is --store right?")
-
-
-def _equals(table: "pa.Table", column: str, value: str) -> "pa.ChunkedArray":
-    import pyarrow.compute as pc
-
-    return pc.equal(table[column], value)
 
 
 def _store(options: argparse.Namespace) -> Store:

@@ -96,7 +96,7 @@ class SplitConfig(Section):
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Requested size by split name, in the order in which splits are filled."""
+        """Requested size by split name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property

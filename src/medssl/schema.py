@@ -110,7 +110,8 @@ HISTORY = _table(
 PREDICTIONS = _table(
     "predictions",
     (
-        "study_id", "dataset", "dataset_digest", "split", "arm_id", "label_fraction", "draw", "repeat", "unit_id", "class",
+        "study_id", "dataset", "dataset_digest", "split", "arm_id", "label_fraction", "draw", "repeat", "unit_id",
+        "class",
     ),
     {
         "study_id": _TEXT,

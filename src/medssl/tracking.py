@@ -7,7 +7,7 @@ never a result.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
 _DEFAULT_EXPERIMENT = "medssl"
 _BATCH = 1000  # metrics that one request may carry
+_PARAMS_PER_REQUEST = 100
 _MAX_PARAM_CHARS = 6000
 _MAX_DIGEST_CHARS = 36
 
@@ -50,13 +51,13 @@ class TaskRun:
         from mlflow.entities import Param
 
         flat = [Param(k, v[:_MAX_PARAM_CHARS]) for k, v in _flatten(values)]
-        for start in range(0, len(flat), 100):
-            self._do(lambda c, at=start: c.log_batch(self.run_id, params=flat[at : at + 100]))
+        for start in range(0, len(flat), _PARAMS_PER_REQUEST):
+            self._do("log_batch", self.run_id, params=flat[start : start + _PARAMS_PER_REQUEST])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         for key, value in values.items():
-            self._do(lambda c, k=key, v=value: c.set_tag(self.run_id, k, v))
+            self._do("set_tag", self.run_id, key, value)
 
     def metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
         """Log (name, step, value) triples."""
@@ -65,7 +66,7 @@ class TaskRun:
         now_ms = int(time.time() * 1000)
         entries = [Metric(name, float(value), now_ms, step) for name, step, value in values]
         for start in range(0, len(entries), _BATCH):
-            self._do(lambda c, at=start: c.log_batch(self.run_id, metrics=entries[at : at + _BATCH]))
+            self._do("log_batch", self.run_id, metrics=entries[start : start + _BATCH])
 
     def inputs(self, datasets: Sequence[Input]) -> None:
         """Log what the task read as data set inputs; searchable by name and digest."""
@@ -79,22 +80,23 @@ class TaskRun:
             for d in datasets
         ]
         if entries:
-            self._do(lambda c: c.log_inputs(self.run_id, entries))
+            self._do("log_inputs", self.run_id, entries)
 
     def artifact(self, path: str, folder: str = "") -> None:
         """Upload a small file or folder."""
         upload = "log_artifacts" if os.path.isdir(path) else "log_artifact"  # noqa: PTH112
-        self._do(lambda c: getattr(c, upload)(self.run_id, path, folder or None))
+        self._do(upload, self.run_id, path, folder or None)
 
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
-        self._do(lambda c: c.set_terminated(self.run_id, status))
+        self._do("set_terminated", self.run_id, status)
 
-    def _do(self, call: "Callable[[MlflowClient], object]") -> None:
+    def _do(self, method: str, *arguments: object, **options: object) -> None:
+        """Call a method of the client, where there is one and it still answers."""
         if self._client is None:
             return
         try:
-            call(self._client)
+            getattr(self._client, method)(*arguments, **options)
         except Exception as error:  # tracking must never cost a result
             say(f"warning: MLflow does not take this task's records ({type(error).__name__}); the task goes on")
             self._client = None
@@ -132,10 +134,11 @@ def start_task(name: str, step_key: str) -> TaskRun:
 
 def create_database(uri: str) -> None:
     """Make or upgrade the tables of a SQLite store, once, before several processes open it at the same time."""
-    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+    import mlflow.store.db.utils as database
 
-    engine = create_sqlalchemy_engine(uri)
-    _initialize_tables(engine)
+    tools: Any = database  # not typed
+    engine = tools.create_sqlalchemy_engine(uri)
+    tools._initialize_tables(engine)
     engine.dispose()
 
 
@@ -214,8 +217,9 @@ def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, n
     if original:
         params = [Param(k, v) for k, v in original.data.params.items()]
         metrics = [Metric(k, v, original.info.end_time or 0, 0) for k, v in original.data.metrics.items()]
-        client.log_batch(linked, params=params[:100], metrics=metrics[:_BATCH])
-        entries = [DatasetInput(d.dataset, d.tags) for d in original.inputs.dataset_inputs]
+        client.log_batch(linked, params=params[:_PARAMS_PER_REQUEST], metrics=metrics[:_BATCH])
+        inputs = original.inputs.dataset_inputs if original.inputs else []
+        entries = [DatasetInput(d.dataset, d.tags) for d in inputs]
         if entries:
             client.log_inputs(linked, entries)
     client.set_terminated(linked, "FINISHED")

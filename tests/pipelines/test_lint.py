@@ -312,10 +312,14 @@ def test_an_image_without_an_exact_tag_is_found(compiled: Compile, image: str) -
 
 
 def test_an_image_that_a_parameter_names_is_found(compiled: Compile) -> None:
-    def wrong(image: str) -> None:
-        use(first="").set_container_image(image)
+    def image(name: str) -> None:
+        use(first="").set_container_image(name)
 
-    assert only_finding(compiled(wrong)).startswith("use: image ")
+    def tag(name: str) -> None:
+        use(first="").set_container_image(f"medssl:{name}")
+
+    for wrong in (image, tag):
+        assert only_finding(compiled(wrong)).startswith("use: image ")
 
 
 @pytest.mark.parametrize("image", ["medssl:0.1.0", f"medssl@sha256:{'0' * 64}", "registry.example:5000/medssl:2"])

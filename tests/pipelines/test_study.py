@@ -166,11 +166,13 @@ def test_every_task_is_cached_but_for_the_fingerprint(every_study: dict[str, Any
     assert uncached == ["fingerprint"]
 
 
-def test_every_task_gets_the_code_version_of_its_own_stage(every_study: dict[str, Any]) -> None:
-    versions = make_plan(load_study(DEMO)).code_versions
-    for task in tasks_of(every_study):
+def test_every_task_gets_the_code_version_of_its_own_stage(tmp_path: Path) -> None:
+    plan, path = make_plan(load_study(DEMO)), tmp_path / "pipeline.yaml"
+    compile_pipeline(plan, path)
+    ir = yaml.safe_load(path.read_text())
+    for task in tasks_of(ir):
         stage = task.rstrip("-0123456789").replace("-", "_")
-        assert constants(every_study, task)["code_version"] == versions[stage]
+        assert constants(ir, task)["code_version"] == plan.code_versions[stage]
 
 
 def test_no_study_file_names_a_place_of_its_own(every_study: dict[str, Any]) -> None:

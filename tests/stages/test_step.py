@@ -12,7 +12,7 @@ from medssl.stages import step as steps
 from medssl.store import Store
 
 
-def make(store: Store, *, code_version: str = "1", text: str = "x", config: dict[str, object] | None = None) -> list[str]:
+def make(store: Store, *, code_version: str = "1", text: str = "x", config: dict[str, int] | None = None) -> list[str]:
     """Run one step; returns the URI of its result, and "worked" where the work was done."""
     done = []
     with steps.start("ingest", store=store, code_version=code_version, config=config or {}, inputs={}) as step:
@@ -94,7 +94,11 @@ with steps.start("x", store=Store(sys.argv[1]), code_version="1", config={}, inp
 
 @pytest.mark.parametrize(
     ("how", "code", "stderr"),
-    [("bad", BAD_INPUT, "error: row 7 is wrong; mend it\n"), ("stop", TERMINATED, "error: stopped"), ("bug", 1, "Traceback")],
+    [
+        ("bad", BAD_INPUT, "error: row 7 is wrong; mend it\n"),
+        ("stop", TERMINATED, "error: stopped"),
+        ("bug", 1, "Traceback"),
+    ],
 )
 def test_a_process_ends_with_the_code_of_its_reason(tmp_path: Path, how: str, code: int, stderr: str) -> None:
     failure = tmp_path / "failure.json"

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,6 @@ def test_only_a_whole_state_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
-        save_state(tmp_path, {"step": 1, "evil": Path("/")})
+    save_state(tmp_path, {"step": 1, "evil": Path("/")})
+    with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
         load_state(tmp_path)

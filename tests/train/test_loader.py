@@ -8,7 +8,8 @@ from medssl.train.loader import Bags, batch_at, finetune_batch_at
 
 
 def test_an_epoch_shows_every_unit_once_and_the_next_in_another_order() -> None:
-    epochs = [np.concatenate([batch_at(4 * e + b, num_units=16, batch_size=4, seed=1) for b in range(4)]) for e in (0, 1)]
+    batches = [batch_at(step, num_units=16, batch_size=4, seed=1) for step in range(8)]
+    epochs = [np.concatenate(batches[:4]), np.concatenate(batches[4:])]
     assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(16))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
 
@@ -22,7 +23,8 @@ def test_too_few_images_for_a_batch_are_told() -> None:
 def test_fine_tuning_batches_are_consecutive_pieces_of_an_endless_row_of_permutations(
     num_images: int, batch_size: int, step: int
 ) -> None:
-    row = np.concatenate([finetune_batch_at(s, num_images=num_images, batch_size=batch_size, seed=3) for s in range(step + 1)])
+    batches = [finetune_batch_at(s, num_images=num_images, batch_size=batch_size, seed=3) for s in range(step + 1)]
+    row = np.concatenate(batches)
     whole = len(row) // num_images
     for epoch in range(whole):
         assert sorted(row[epoch * num_images : (epoch + 1) * num_images].tolist()) == list(range(num_images))

@@ -49,7 +49,7 @@ figure svg { display: block; width: auto; max-width: 100%; min-width: min(34rem,
 figcaption { max-width: 46rem; margin-top: 0.5rem; color: var(--soft); font-size: 0.9rem; }
 details { margin: 1rem 0; padding: 0.5rem 0.9rem; border: 1px solid var(--line); border-radius: 0.4rem; }
 summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 40rem) { figure svg { max-width: none; min-width: 34rem; } h1 { font-size: 1.5rem; } }
+@media (max-width: 40rem) { figure svg { max-width: 42rem; min-width: 34rem; } h1 { font-size: 1.5rem; } }
 @media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --tint: #fff; --line: #bbb; --accent: #000; --warn: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from medssl import labels, layout
-from medssl.analysis import figures, inventory, outcomes, page, population, series, tables
+from medssl.analysis import inventory, outcomes, page, population, series, tables
 from medssl.analysis import results as readings
 from medssl.analysis.page import Details, Facts, Figure, Heading, Note, Part, Section
-from medssl.analysis.results import DECIMALS, Evaluation, Results
+from medssl.analysis.results import DECIMALS, Results
 from medssl.analysis.tables import Table, percent
 from medssl.config import TaskConfig
 
@@ -159,23 +159,9 @@ def _results(results: Results) -> Section:
 
 
 def _label_efficiency(results: Results, arms: pa.Table) -> Section:
-    parts: list[Part] = []
-    for where in results.evaluations:
-        name = f"label-efficiency-{outcomes.slug(where)}"
-        title = f"Mean AUC on {results.place(where)} against the share of training labels"
-        caption = f"{title}. Points are means over repeats, bars one standard deviation to each side."
-        if panels := series.label_efficiency(results, where, arms):
-            svg = figures.points(panels, name=name, title=title, description=_describe(panels))
-            parts.append(Figure(name, svg, caption))
-    return Section("label-efficiency", "Label efficiency", tuple(parts) or ("No mean AUC was evaluable.",))
-
-
-def _describe(panels: Sequence[figures.Panel]) -> str:
-    """The last value of every line, for those who cannot see the figure."""
-    return " ".join(
-        f"{panel.title}: " + ", ".join(f"{line.name} ends at {line.y[-1]:.{DECIMALS}f}" for line in panel.lines) + "."
-        for panel in panels
-    )
+    drawn = (series.label_efficiency(results, where, arms) for where in results.evaluations)
+    parts = tuple(figure for figure in drawn if figure)
+    return Section("label-efficiency", "Label efficiency", parts or ("No mean AUC was evaluable.",))
 
 
 def _significance(results: Results) -> Section:
@@ -184,8 +170,8 @@ def _significance(results: Results) -> Section:
         whole = outcomes.differences(results, where, metric="mean_auc")
         if not whole.rows:
             continue
-        if rows := series.forest(results, where):
-            parts.append(_forest(results, where, rows))
+        if figure := series.forest(results, where):
+            parts.append(figure)
         per_finding = outcomes.differences(results, where, metric="auc")
         parts += [
             _folded_if_long(whole, f"Every difference in mean AUC ({results.place(where)})"),
@@ -199,24 +185,6 @@ def _significance(results: Results) -> Section:
         f"all pairs at that label fraction, is at most {results.alpha:g}."
     )
     return Section("significance", "Significance", (intro, *parts))
-
-
-def _forest(results: Results, where: Evaluation, rows: Sequence[figures.Difference]) -> Figure:
-    name = f"differences-{outcomes.slug(where)}"
-    title = f"Differences in mean AUC on {results.place(where)}"
-    described = (
-        f"{row.heading}, {row.name}: {row.estimate:.{DECIMALS}f}"
-        + (f" from {row.ends[0]:.{DECIMALS}f} to {row.ends[1]:.{DECIMALS}f}" if row.ends else ", interval withheld")
-        for row in rows
-    )
-    svg = figures.forest(
-        rows, x_label="Difference in mean AUC", name=name, title=title, description="; ".join(described)
-    )
-    caption = (
-        f"{title}, {results.level} intervals over {results.resampling_unit}s. Filled circles: the interval excludes "
-        "0. Crosses: the interval is withheld. Right of 0 the first arm is better."
-    )
-    return Figure(name, svg, caption)
 
 
 def _subgroups(results: Results, by: Sequence[str]) -> Section:
@@ -245,22 +213,9 @@ def _subgroups(results: Results, by: Sequence[str]) -> Section:
 
 def _training(inputs: ReportInputs, results: Results) -> Section:
     runs = [run["name"] for run in inputs.study["pretraining"]]
-    drawn = {
-        "pretraining": ("Pretraining", series.pretraining(inputs.history, runs), "One line a pretraining run."),
-        "finetuning": (
-            "Fine-tuning",
-            series.finetuning(inputs.history, results, inputs.arms),
-            "Mean over the runs of an arm at the smallest and the largest label fraction; the band spans all of them.",
-        ),
-    }
-    parts = [
-        Figure(
-            name, figures.curves(panels, name=name, title=title, description=_describe(panels)), f"{title}. {caption}"
-        )
-        for name, (title, panels, caption) in drawn.items()
-        if panels
-    ]
-    return Section("training", "Training curves", tuple(parts) or ("No training curves were recorded.",))
+    drawn = (series.pretraining(inputs.history, runs), series.finetuning(inputs.history, results, inputs.arms))
+    parts = tuple(figure for figure in drawn if figure)
+    return Section("training", "Training curves", parts or ("No training curves were recorded.",))
 
 
 def _data(inputs: ReportInputs) -> Section:

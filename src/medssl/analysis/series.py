@@ -1,4 +1,4 @@
-"""What the report's figures draw, from metrics and training curves."""
+"""The report's figures, from metrics and training curves to what is drawn and how it is captioned."""
 
 import re
 from collections import defaultdict
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from medssl.analysis import figures
 from medssl.analysis.figures import Difference, Line, Panel
-from medssl.analysis.outcomes import difference_rows
-from medssl.analysis.results import Evaluation, Labels, Results
+from medssl.analysis.outcomes import difference_rows, slug
+from medssl.analysis.page import Figure
+from medssl.analysis.results import DECIMALS, Evaluation, Labels, Results
 from medssl.analysis.tables import percent
 
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -40,8 +42,25 @@ def methods(results: Results, arms: pa.Table) -> dict[str, dict[str, str]]:
     }
 
 
-def label_efficiency(results: Results, where: Evaluation, arms: pa.Table) -> list[Panel]:
-    """Mean AUC against label fraction with one standard deviation over repeats, a panel an architecture."""
+def label_efficiency(results: Results, where: Evaluation, arms: pa.Table) -> Figure | None:
+    """Mean AUC against label fraction, a panel an architecture; None where no mean AUC is evaluable."""
+    panels = _label_efficiency_panels(results, where, arms)
+    if not panels:
+        return None
+    name, title = f"label-efficiency-{slug(where)}", f"Mean AUC on {results.place(where)} by share of training labels"
+    svg = figures.points(panels, name=name, title=title, description=_describe(panels))
+    return Figure(name, svg, f"{title}. Points are means over repeats, bars one standard deviation to each side.")
+
+
+def _describe(panels: Sequence[Panel]) -> str:
+    """The last value of every line, for those who cannot see the figure."""
+    return " ".join(
+        f"{panel.title}: " + ", ".join(f"{line.name} ends at {line.y[-1]:.{DECIMALS}f}" for line in panel.lines) + "."
+        for panel in panels
+    )
+
+
+def _label_efficiency_panels(results: Results, where: Evaluation, arms: pa.Table) -> list[Panel]:
     fractions = sorted({labels.fraction for labels in results.labels})
     panels = []
     for architecture, names in methods(results, arms).items():
@@ -60,9 +79,9 @@ def label_efficiency(results: Results, where: Evaluation, arms: pa.Table) -> lis
     return panels
 
 
-def forest(results: Results, where: Evaluation) -> list[Difference]:
-    """Differences in mean AUC, one row a label fraction, under the pair as heading."""
-    return [
+def forest(results: Results, where: Evaluation) -> Figure | None:
+    """Differences in mean AUC with their intervals; None where there is none."""
+    rows = [
         Difference(
             f"{results.arms[row['arm_a']]} minus {results.arms[row['arm_b']]}",
             f"{results.name(Labels(row['label_fraction'], row['draw']))} of labels",
@@ -72,21 +91,35 @@ def forest(results: Results, where: Evaluation) -> list[Difference]:
         for row in difference_rows(results, where, metric="mean_auc")
         if row["estimate"] is not None and row["resampling_unit"] == results.resampling_unit
     ]
+    if not rows:
+        return None
+    name, title = f"differences-{slug(where)}", f"Differences in mean AUC on {results.place(where)}"
+    words = [
+        f"{row.heading}, {row.name}: {row.estimate:.{DECIMALS}f}"
+        + (f" from {row.ends[0]:.{DECIMALS}f} to {row.ends[1]:.{DECIMALS}f}" if row.ends else ", interval withheld")
+        for row in rows
+    ]
+    svg = figures.forest(rows, x_label="Difference in mean AUC", name=name, title=title, description="; ".join(words))
+    caption = (
+        f"{title}, {results.level} intervals over {results.resampling_unit}s. Filled circles: the interval excludes "
+        "0. Crosses: the interval is withheld. Right of 0 the first arm is better."
+    )
+    return Figure(name, svg, caption)
 
 
-def pretraining(history: pa.Table, runs: Sequence[str]) -> list[Panel]:
-    """Curves of the pretraining runs, a panel a metric."""
+def pretraining(history: pa.Table, runs: Sequence[str]) -> Figure | None:
+    """Curves of the pretraining runs, a panel a metric; None where none were recorded."""
     curves = _curves(history)
     panels = []
     for metric, title in PRETRAINING_METRICS.items():
         lines = [Line(run, *curves[run, metric]) for run in runs if (run, metric) in curves]
         if lines:
             panels.append(Panel(title, "Step", "", lines))
-    return panels
+    return _training_figure("pretraining", "Pretraining", panels, "One line a pretraining run.")
 
 
-def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> list[Panel]:
-    """Validation score while fine-tuning, at the smallest and the largest label fraction.
+def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> Figure | None:
+    """Validation score while fine-tuning, at the smallest and the largest label fraction; None where not recorded.
 
     A panel is an architecture at a fraction; a line is the mean over the runs of an arm, in a band from the smallest
     to the largest.
@@ -104,7 +137,15 @@ def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> list[Pane
             title = f"{architecture}, {percent(fraction)} of labels"
             if lines:
                 panels.append(Panel(title, "Step", "Mean AUC on validation", lines))
-    return panels
+    caption = "Mean over the runs of an arm at the smallest and the largest label fraction; the band spans all of them."
+    return _training_figure("finetuning", "Fine-tuning", panels, caption)
+
+
+def _training_figure(name: str, title: str, panels: Sequence[Panel], caption: str) -> Figure | None:
+    if not panels:
+        return None
+    svg = figures.curves(panels, name=name, title=title, description=_describe(panels))
+    return Figure(name, svg, f"{title}. {caption}")
 
 
 def _curves(history: pa.Table) -> dict[tuple[str, str], Curve]:

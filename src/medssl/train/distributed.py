@@ -44,11 +44,11 @@ class Ranks:
         return torch.cat(list(all_gather(z_ND)))
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on this device, its gradients averaged over the ranks.
+        """`module` on this device in channels-last layout (faster everywhere), gradients averaged over the ranks.
 
         Batch norm statistics are synchronised on GPUs; torch has no CPU version of that.
         """
-        module = module.to(self.device)
+        module = module.to(self.device, memory_format=torch.channels_last)
         if self.world_size == 1:
             return module
         if self.device.type == "cuda":

@@ -124,7 +124,7 @@ def _finetune_one(
     chosen = np.flatnonzero(np.isin(train.image_ids, np.asarray(labelled["image_id"].to_pylist())))
     if not chosen.size:
         raise BadInputError(f"label fraction {item.label_fraction:g} leaves no training image; raise it or add data")
-    model = _classifier(job, seed).to(ranks.device)
+    model = _classifier(job, seed)
     wrapped = ranks.wrap(model)
     optimizer = sgd_nesterov(model, lr=item.learning_rate, weight_decay=item.weight_decay, momentum=settings.momentum)
     state = load_state(work_dir) or {"step": 0, "history": [], "best": None}

@@ -1,5 +1,7 @@
 """Predictions of fine-tuned models; the only place where test images are opened."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -56,8 +58,8 @@ def _rows(
     scores_NK: np.ndarray,
 ) -> pa.Table:
     num, (n, k) = scores_NK.size, scores_NK.shape
-    repeated = rows.take(pa.array(np.repeat(np.arange(n), k)))
-    constant = {
+    repeated = rows.take(np.repeat(np.arange(n), k))
+    constant: dict[str, Any] = {
         "study_id": job.study_id,
         "dataset": job.dataset,
         "dataset_digest": job.dataset_digest,
