@@ -1,0 +1,203 @@
+"""The tiny study through the real pipeline: killed and resumed, repeated, and with changed data and code."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from medssl import layout, schema
+
+PROJECT = Path(__file__).parents[2]
+TIMEOUT_S = 900
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the project, whose sources a test may edit, and the folder of its results."""
+
+    project: Path
+    out: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        study = str(self.project / "pipelines" / "studies" / "tiny.yaml")
+        return [sys.executable, "-m", "pipelines", "run", study, "--out", str(self.out), *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSSL_", "MLFLOW_"))}
+        return {**clean, "PYTHONPATH": f"{self.project / 'src'}{os.pathsep}{self.project}"}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=self.project,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    def finished(self, *arguments: str) -> str:
+        """Run to the end; returns what it printed."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    def tasks(self) -> dict[str, bool]:
+        """By task of the last run: whether its result was reused."""
+        record = json.loads((self.out / "run.json").read_text())
+        return {task["task"]: task["is_cached"] for task in record["tasks"]}
+
+
+def new_copy(folder: Path) -> Copy:
+    project = folder / "project"
+    for name in ("src", "components", "pipelines"):
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return Copy(project, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """A run that was killed while it trained and then started again."""
+    copy = new_copy(tmp_path_factory.mktemp("study"))
+    with subprocess.Popen(
+        copy.command(), env=copy.environment, cwd=copy.project, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "pretrain simclr" in line:
+                break
+        process.send_signal(signal.SIGKILL)
+    printed = copy.finished()
+    for stage in ("ingest", "assign_splits", "write_shards"):
+        assert f"{stage}: unchanged, reused" in printed
+    assert "fingerprint: unchanged" not in printed
+    return copy
+
+
+def test_a_finished_run_leaves_every_result_with_its_digest(study: Copy) -> None:
+    record = json.loads((study.out / "run.json").read_text())
+    for artifact in record["artifacts"].values():
+        path = study.out / artifact["path"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]
+        assert Path(artifact["uri"]).name == artifact["artifact_digest"]
+    assert {"index.parquet", "splits.parquet", "shards", "predictions.parquet", "metrics.parquet"} < set(
+        record["artifacts"]
+    )
+    assert (study.out / "report" / "index.html").is_file()
+    assert (study.out / "mlflow.db").is_file()
+    assert len(record["tasks"]) == 19
+    assert all(task["code_version"] and task["seconds"] >= 0 for task in record["tasks"])
+
+
+def test_predictions_cover_every_test_image_of_every_model_and_no_patient_is_in_two_splits(study: Copy) -> None:
+    predictions = schema.read(study.out / "predictions.parquet", schema.PREDICTIONS)
+    splits = schema.read(study.out / "splits.parquet", schema.SPLIT_TABLE)
+    split_of = dict(zip(splits["patient_id"].to_pylist(), splits["split"].to_pylist(), strict=True))
+    rows = predictions.select(["split", "patient_id", "arm_id", "label_fraction", "unit_id"]).to_pylist()
+    assert all(split_of[row["patient_id"]] == row["split"] for row in rows)
+    images: dict[tuple[str, float], set[str]] = {(r["arm_id"], r["label_fraction"]): set() for r in rows}
+    for row in rows:
+        images[row["arm_id"], row["label_fraction"]].add(row["unit_id"])
+    assert len(images) == 4
+    assert len({frozenset(found) for found in images.values()}) == 1
+
+
+def test_mlflow_has_one_parent_and_one_finished_run_a_task(study: Copy) -> None:
+    record = json.loads((study.out / "run.json").read_text())
+    client = MlflowClient(record["mlflow_tracking_uri"])
+    parent = client.get_run(record["mlflow_run_id"])
+    assert parent.info.status == "FINISHED"
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=100
+    )
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert len(children) == 19
+    predict = next(run for run in children if run.info.run_name == "predict micle")
+    assert {found.dataset.name for found in predict.inputs.dataset_inputs} >= {"index", "splits", "shards", "models"}
+    assert any("report" in str(path.path) for path in client.list_artifacts(parent.info.run_id))
+
+
+def test_an_unchanged_study_is_taken_from_cache_and_still_shows_its_tree(study: Copy) -> None:
+    study.finished()
+    tasks = study.tasks()
+    assert [task for task, is_cached in tasks.items() if not is_cached] == ["fingerprint"]
+    record = json.loads((study.out / "run.json").read_text())
+    client = MlflowClient(record["mlflow_tracking_uri"])
+    parent = client.get_run(record["mlflow_run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=100
+    )
+    assert len(children) == len(tasks)
+
+
+def test_edited_report_code_runs_write_report_alone(study: Copy) -> None:
+    with (study.project / "src" / "medssl" / "analysis" / "report.py").open("a") as file:
+        file.write("\n# edited\n")
+    study.finished()
+    assert {task for task, is_cached in study.tasks().items() if not is_cached} == {"fingerprint", "write_report"}
+
+
+def test_a_changed_setting_runs_what_depends_on_it(study: Copy) -> None:
+    study.finished("--set", "subgroups.min_patients=4")
+    executed = {task for task, is_cached in study.tasks().items() if not is_cached}
+    assert executed == {"fingerprint", "analyze_subgroups", "write_report"}
+
+
+def test_one_replaced_image_runs_everything_that_looks_at_images(study: Copy) -> None:
+    before = json.loads((study.out / "run.json").read_text())["artifacts"]
+    images = sorted(study.out.glob("generated/*/*/train/*/*/*.jpg"), key=lambda path: path.stat().st_size)
+    images[-1].write_bytes(images[-2].read_bytes())
+    study.finished()
+    after = json.loads((study.out / "run.json").read_text())["artifacts"]
+    assert after["shards"]["sha256"] != before["shards"]["sha256"]
+    assert after["index.parquet"] == before["index.parquet"]
+    executed = {task for task, is_cached in study.tasks().items() if not is_cached}
+    assert "assign_splits" not in executed
+    assert {"ingest", "write_shards", "pretrain simclr", "finetune random", "predict micle", "compare"} <= executed
+
+
+def test_no_raw_patient_identifier_or_path_leaves_the_private_store(study: Copy) -> None:
+    for path in study.out.rglob("*"):
+        inside = path.relative_to(study.out).parts
+        if path.is_file() and inside[0] != "generated" and inside[:2] != ("store", "private"):
+            assert b"patient00" not in path.read_bytes(), path.name
+            if path.suffix == ".parquet":
+                assert "patient00" not in str(pq.read_table(path).to_pydict()), path.name
+
+
+def test_too_many_corrupt_images_stop_the_run_with_one_message(tmp_path: Path) -> None:
+    copy = Copy(PROJECT, tmp_path / "out")
+    done = copy.run("--set", "shards.max_undecodable_share=0")
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1
+    assert "max_undecodable_share" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "data.root=/nowhere/at/all"], "folder"),
+        (["--set", "finetune.num_stepss=3"], "unknown key"),
+        (["--set", "splits={train: 100000, validation: 10, test: 10}"], "split"),
+    ],
+)
+def test_bad_input_stops_before_any_work(tmp_path: Path, arguments: list[str], message: str) -> None:
+    copy = Copy(PROJECT, tmp_path / "out")
+    done = copy.run(*arguments)
+    assert done.returncode == 78
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (copy.out / "run.log").exists()
+    assert layout.INDEX not in {path.name for path in tmp_path.rglob("*")}
