@@ -217,7 +217,8 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
                 f"{where}: column {field.name} holds {count} nulls; a {schema.name} table allows none there"
             )
     try:
-        table = table.select(expected).cast(pa.schema(fields, metadata=table.schema.metadata))
+        typed = table.select(expected).cast(pa.schema(fields))
+        table = typed.replace_schema_metadata(table.schema.metadata)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
     return table

@@ -71,7 +71,10 @@ LATERAL_SHARE = 0.15  # of studies
 PA_SHARE_ALONE, PA_SHARE_WITH_LATERAL = 0.08, 0.6  # portable radiographs are AP and have no lateral view
 PACEMAKER_SHARE, LINE_SHARE = 0.12, 0.3  # of patients; of studies
 SCAR_SHARE, SCAR_RANGE = 0.3, (0.08, 0.22)  # of patients; extent of a scar that looks like a little fluid
-SEVERITY_STABILITY = 0.90  # correlation of a finding's latent severity between a patient's studies
+# Share of each plausible anatomical range that is used. The wider it is, the more a contrastive objective can tell
+# patients apart by their build alone and needs no finding.
+ANATOMY_SPREAD = 0.35
+SEVERITY_STABILITY = 0.98  # correlation of a finding's latent severity between a patient's studies
 ILLNESS_SHARE = 0.15  # of the patient's latent variance that all findings have in common
 READER_NOISE = 0.08  # standard deviation of the report's reading of the latent severity (itself: 1)
 EQUIVOCAL_SHARE, EQUIVOCAL_EXTENT = 0.06, 0.4  # of studies, just below the boundary; of the mildest extent
@@ -217,7 +220,13 @@ def draw_patient(number: int, config: PhantomConfig) -> Patient:
 def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
     is_female = bool(rng.random() < FEMALE_SHARE)
     low, high = AGE_RANGE_YEARS
-    uniform = rng.uniform
+
+    def uniform(least: float, most: float) -> float:
+        """Within the part of a plausible range that is used."""
+        middle, half = (least + most) / 2, (most - least) / 2 * ANATOMY_SPREAD
+        return float(rng.uniform(middle - half, middle + half))
+
+    turn = 2 * math.pi
     scar = uniform(*SCAR_RANGE) * (rng.random() < SCAR_SHARE)
     return Anatomy(
         is_female=is_female,
@@ -243,7 +252,7 @@ def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
         breast_y=uniform(0.15, 0.40),
         stomach_gas=uniform(0, 1),
         vascularity=uniform(0.6, 1.5),
-        vessel_phases=tuple(uniform(0, 2 * math.pi, 4).tolist()),
+        vessel_phases=(uniform(0, turn), uniform(0, turn), uniform(0, turn), uniform(0, turn)),
         pleural_scar=(scar, 0.0) if rng.random() < 0.5 else (0.0, scar),
         has_pacemaker=bool(rng.random() < PACEMAKER_SHARE),
         pacemaker_xy=(uniform(0.42, 0.55), uniform(-0.50, -0.36)),
@@ -324,9 +333,7 @@ def _upper_tail_inverse(probability: float) -> float:
     return low
 
 
-def _report(
-    rng: np.random.Generator, tail: dict[str, float], *, has_device: bool, is_expert: bool
-) -> dict[str, str]:
+def _report(rng: np.random.Generator, tail: dict[str, float], *, has_device: bool, is_expert: bool) -> dict[str, str]:
     """Word the labels of a study as reports do: equivocal cases -1, most absent findings not mentioned.
 
     Args:
@@ -555,9 +562,7 @@ def _lung_markings(
     return edema * wings * cloud, anatomy.vascularity * vessels + 0.16 * edema * septa
 
 
-def _plate(
-    across: Field, dome: Field, is_left: NDArray[np.bool_], anatomy: Anatomy, findings: Findings
-) -> Field:
+def _plate(across: Field, dome: Field, is_left: NDArray[np.bool_], anatomy: Anatomy, findings: Findings) -> Field:
     """Plate-like line of collapsed lung above the raised diaphragm, with crowded lung below it."""
     extent = np.where(is_left, *_pair(findings.atelectasis))
     along = across - 0.52 * anatomy.thorax_half_width
@@ -707,9 +712,7 @@ def _write_patient(patient: Patient, part_dir: Path, *, root_name: str, size_px:
         for view_number, (view_position, exposure) in enumerate(study.views, start=1):
             is_lateral = view_position == "lateral"
             path = study_dir / f"view{view_number}_{'lateral' if is_lateral else 'frontal'}.jpg"
-            pixels = render(
-                patient.anatomy, study.findings, exposure, view_position=view_position, size_px=size_px
-            )
+            pixels = render(patient.anatomy, study.findings, exposure, view_position=view_position, size_px=size_px)
             path.write_bytes(_encode(pixels))
             sex = "Female" if patient.anatomy.is_female else "Male"
             position = ("Lateral", "") if is_lateral else ("Frontal", view_position)

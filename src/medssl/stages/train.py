@@ -97,7 +97,7 @@ def collect(store: Store, kind: str, uris: Sequence[str], *, previous_uri: str |
         code_version=code_version,
         config={"kind": kind},
         inputs={**inputs, **_role("previous", previous)},
-        item=f"{kind}s" if not kind.endswith("s") else kind,
+        item=f"{kind.removesuffix('s')}s{' level 2' if previous else ''}",
     ) as step:
         if step.made is None:
             entries = json.loads((previous.folder / layout.CATALOG).read_text()) if previous else {}

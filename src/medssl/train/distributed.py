@@ -48,7 +48,7 @@ class Ranks:
 
         Batch norm statistics are synchronised on GPUs; torch has no CPU version of that.
         """
-        module = module.to(self.device, memory_format=torch.channels_last)
+        module = module.to(device=self.device).to(memory_format=torch.channels_last)
         if self.world_size == 1:
             return module
         if self.device.type == "cuda":

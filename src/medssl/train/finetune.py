@@ -3,11 +3,12 @@
 Shape suffixes: N images, C channels, S pixels a side, K findings.
 """
 
-from dataclasses import dataclass, replace
+import math
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -72,12 +73,13 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
         work_dir = job.work_dir / item.name
         work_dir.mkdir(parents=True, exist_ok=True)
         if not (work_dir / layout.OUTCOME).is_file():
-            _finetune_one(job, item, train, validation, ranks, stop, work_dir, progress, number)
+            one = _Finetuning(job, item, train, ranks, work_dir)
+            one.run(validation, stop, progress, done_before=number * job.settings.num_steps)
         if ranks.is_first:
             out_dir = job.out_dir / item.name
             out_dir.mkdir(parents=True, exist_ok=True)
             for name in (layout.MODEL, layout.HISTORY, layout.OUTCOME):
-                (out_dir / name).write_bytes((work_dir / name).read_bytes())
+                shutil.copyfile(work_dir / name, out_dir / name)
         ranks.wait()
 
 
@@ -108,77 +110,117 @@ def _cohort(job: FinetuneJob, split: str, label_fraction: float | None, draw: in
     )
 
 
-def _finetune_one(
-    job: FinetuneJob,
-    item: FinetuneItem,
-    train: Labelled,
-    validation: Labelled,
-    ranks: Ranks,
-    stop: StopRequest,
-    work_dir: Path,
-    progress: Progress,
-    number: int,
-) -> None:
-    settings, seed = job.settings, item_seed(job.settings, item)
-    labelled = _cohort(job, "train", item.label_fraction, item.draw).rows
-    chosen = np.flatnonzero(np.isin(train.image_ids, np.asarray(labelled["image_id"].to_pylist())))
-    if not chosen.size:
-        raise BadInputError(f"label fraction {item.label_fraction:g} leaves no training image; raise it or add data")
-    model = _classifier(job, seed)
-    wrapped = ranks.wrap(model)
-    optimizer = sgd_nesterov(model, lr=item.learning_rate, weight_decay=item.weight_decay, momentum=settings.momentum)
-    state = load_state(work_dir) or {"step": 0, "history": [], "best": None}
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    history = [(str(m), int(s), float(v)) for m, s, v in state["history"]]
-    best: dict[str, object] = dict(state["best"] or {})
-    augmentation = _augmentation(settings)
-    for step in range(state["step"], settings.num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, peak=item.learning_rate, warmup_steps=0, total_steps=settings.num_steps)
-        batch = finetune_batch_at(step, num_images=chosen.size, batch_size=settings.batch_size, seed=seed)
-        batch = batch[ranks.rank :: ranks.world_size]
-        image_N = chosen[batch]
+class _Finetuning:
+    """One item in training: its model, and the best weights so far by validation."""
+
+    def __init__(self, job: FinetuneJob, item: FinetuneItem, train: Labelled, ranks: Ranks, work_dir: Path) -> None:
+        """Start the item, or go on from the state in `work_dir`."""
+        self.job, self.item, self.train, self.ranks, self.work_dir = job, item, train, ranks, work_dir
+        self.name = f"{job.arm} {item.name}"
+        self.seed = item_seed(job.settings, item)
+        self.labelled = _cohort(job, "train", item.label_fraction, item.draw).rows
+        self.image_N = np.flatnonzero(np.isin(train.image_ids, self.labelled["image_id"].to_numpy()))
+        self.augmentation = _augmentation(job.settings)
+        self.model = _classifier(job, self.seed)
+        self.wrapped = ranks.wrap(self.model)
+        self.optimizer = sgd_nesterov(
+            self.model, lr=item.learning_rate, weight_decay=item.weight_decay, momentum=job.settings.momentum
+        )
+        self.step, self.history, self.best = 0, History(), _Best()
+        if state := load_state(work_dir):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.best = state["step"], _Best(**state["best"])
+            self.history = [(m, s, v) for m, s, v in state["history"]]
+
+    def run(self, validation: Labelled, stop: StopRequest, progress: Progress, *, done_before: int) -> None:
+        """Train to the end and write weights, curves and outcome into the work folder."""
+        settings = self.job.settings
+        detail = f"{self.item.label_fraction:.0%} of labels, rate {self.item.learning_rate:g}"
+        while self.step < settings.num_steps:
+            loss = self._train_step()
+            self.step += 1
+            if self.step % settings.evaluate_every_steps == 0 or self.step == settings.num_steps:
+                self._evaluate(validation, loss.item())
+            if self.ranks.is_first:
+                progress.update(done_before + self.step, detail)
+            stopping = self.ranks.any(stop.requested)
+            if self.ranks.is_first and (stopping or self.step % settings.checkpoint_every_steps == 0):
+                self._save()
+            if stopping:
+                raise TerminatedError(f"finetune {self.name} stopped after step {self.step}; run again to go on")
+        if self.ranks.is_first:
+            self._keep()
+
+    def _train_step(self) -> Tensor:
+        """One optimiser step on this rank's part of the batch; returns its loss."""
+        settings, device = self.job.settings, self.ranks.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_cosine(
+                self.step, peak=self.item.learning_rate, warmup_steps=0, total_steps=settings.num_steps
+            )
+        batch = finetune_batch_at(
+            self.step, num_images=self.image_N.size, batch_size=settings.batch_size, seed=self.seed
+        )
+        image_N = self.image_N[batch[self.ranks.rank :: self.ranks.world_size]]
+        chosen = torch.from_numpy(image_N)
         images = augment.apply(
-            train.images.pixels_NCSS[torch.from_numpy(image_N)].to(ranks.device),
-            augmentation=augmentation,
-            seed=seed,
-            epoch=step,  # a small label fraction repeats images within an epoch-sized stretch
+            self.train.images.pixels_NCSS[chosen].to(device),
+            augmentation=self.augmentation,
+            seed=self.seed,
+            epoch=self.step,  # no two steps show an image alike, however small the label fraction
             index_N=image_N,
             view=0,
             size_px=settings.image_size_px,
         )
-        wrapped.train()
-        targets, mask = (t[torch.from_numpy(image_N)].to(ranks.device) for t in (train.targets_NK, train.mask_NK))
-        loss = masked_bce(wrapped(images), targets, mask)
-        optimizer.zero_grad(set_to_none=True)
+        self.wrapped.train()
+        targets, mask = self.train.targets_NK[chosen].to(device), self.train.mask_NK[chosen].to(device)
+        loss = masked_bce(self.wrapped(images), targets, mask)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        done = step + 1
-        if done % settings.evaluate_every_steps == 0 or done == settings.num_steps:
-            if not torch.isfinite(loss):
-                raise BadInputError(
-                    f"finetune {job.arm} {item.name}: the loss is {loss.item()} at step {step}; lower learning_rates"
-                )
-            score = _validation_score(model, validation, job, ranks)
-            history.append(("loss", done, loss.item()))
-            if score is not None:
-                history.append(("validation_mean_auc", done, score))
-            known = best.get("score")
-            if score is None or not isinstance(known, float) or score > known:
-                best = {"score": score, "step": done, "weights": cpu_copy(model.state_dict())}
-        if ranks.is_first:
-            detail = f"{item.label_fraction:.0%} of labels, rate {item.learning_rate:g}"
-            progress.update(number * settings.num_steps + done, detail)
-        stopping = ranks.any(stop.requested)
-        if ranks.is_first and (stopping or done % settings.checkpoint_every_steps == 0):
-            kept = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(work_dir, kept | {"history": history, "best": best})
-        if stopping:
-            raise TerminatedError(f"finetune {job.arm} {item.name} stopped after step {done}; run again to go on")
-    if ranks.is_first:
-        _keep(model, item, best, history, labelled, job.arm, work_dir)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _evaluate(self, validation: Labelled, loss: float) -> None:
+        """Score validation and remember the weights if they are the best so far, or cannot be scored."""
+        if not math.isfinite(loss):
+            raise BadInputError(f"finetune {self.name}: the loss is {loss} at step {self.step}; lower learning_rates")
+        score = _validation_score(self.model, validation, self.job, self.ranks)
+        self.history.append(("loss", self.step, loss))
+        if score is not None:
+            self.history.append(("validation_mean_auc", self.step, score))
+        if score is None or self.best.score is None or score > self.best.score:
+            self.best = _Best(score, self.step, cpu_copy(self.model.state_dict()))
+
+    def _save(self) -> None:
+        state = {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_state(self.work_dir, state | {"history": self.history, "best": vars(self.best)})
+
+    def _keep(self) -> None:
+        """Write the best weights and the curves, then the outcome, whose presence means finished."""
+        self.model.load_state_dict(self.best.weights)
+        save_weights(self.model, self.work_dir / layout.MODEL)
+        write_history(self.name, self.history, self.work_dir / layout.HISTORY)
+        outcome = {
+            **self.item.dump(),
+            "arm_id": self.job.arm,
+            "validation_score": self.best.score,
+            "step": self.best.step,
+            "num_train_images": self.labelled.num_rows,
+            "num_train_patients": len(self.labelled["patient_id"].unique()),
+        }
+        write_json(self.work_dir / layout.OUTCOME, outcome)
+        shown = "not evaluable" if self.best.score is None else f"{self.best.score:.3f}"
+        say(f"finetune {self.name}: validation mean AUC {shown} at step {self.best.step}")
+
+
+@dataclass
+class _Best:
+    """The weights that validation scored best; the latest where none could be scored."""
+
+    score: float | None = None
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _classifier(job: FinetuneJob, seed: int) -> Classifier:
@@ -212,33 +254,6 @@ def _validation_score(model: Classifier, validation: Labelled, job: FinetuneJob,
         known = validation.mask_NK[:, k].numpy()
         evaluations[finding] = metrics.evaluate_auc(validation.targets_NK[:, k].numpy()[known], scores_NK[known, k])
     return metrics.mean_auc(evaluations).value
-
-
-def _keep(
-    model: Classifier,
-    item: FinetuneItem,
-    best: dict[str, object],
-    history: History,
-    labelled: pa.Table,
-    arm: str,
-    work_dir: Path,
-) -> None:
-    """Write the weights of the best step by validation, then the outcome, whose presence means finished."""
-    model.load_state_dict(best["weights"])  # type: ignore[arg-type]
-    save_weights(model, work_dir / layout.MODEL)
-    write_history(f"{arm} {item.name}", history, work_dir / layout.HISTORY)
-    outcome = {
-        **item.dump(),
-        "arm_id": arm,
-        "validation_score": best["score"],
-        "step": best["step"],
-        "num_train_images": labelled.num_rows,
-        "num_train_patients": len(set(labelled["patient_id"].to_pylist())),
-    }
-    write_json(work_dir / layout.OUTCOME, outcome)
-    score = best["score"]
-    shown = f"{score:.3f}" if isinstance(score, float) else "not evaluable"
-    say(f"finetune {arm} {item.name}: validation mean AUC {shown} at step {best['step']}")
 
 
 if __name__ == "__main__":
