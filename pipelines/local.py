@@ -25,7 +25,7 @@ from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadI
 from medssl.progress import MARK, duration
 from medssl.stages.data import KEY_FILE_VARIABLE, load_key
 from medssl.store import STORE_VARIABLE, Store, write_json
-from medssl.train.launch import PROCESSES_VARIABLE, THREADS_VARIABLE
+from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
 from pipelines.plan import make_plan
 from pipelines.publish import Finished, publish
 
@@ -117,14 +117,14 @@ def ui_command(out_dir: Path) -> list[str]:
 
 def _environment(study: Study, out_dir: Path) -> dict[str, str]:
     """Environment of all processes of the run; none of it is part of a cache key."""
-    threads = study.resources.threads_per_process
     return {
         STORE_VARIABLE: str(out_dir / "store"),
         RUN_DIR_VARIABLE: str(out_dir),
         FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),
         KEY_FILE_VARIABLE: os.environ.get(KEY_FILE_VARIABLE, str(Path.home() / ".medssl" / "patient.key")),
         PROCESSES_VARIABLE: str(study.resources.processes),
-        THREADS_VARIABLE: str(threads),
+        THREADS_VARIABLE: str(study.resources.threads_per_process),
+        PARALLEL_TASKS_VARIABLE: str(study.resources.parallel_tasks),
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", _tracking_uri(out_dir)),
         "PYTHONUNBUFFERED": "1",
     }

@@ -42,7 +42,7 @@ class Progress:
         *,
         unit: str = "items",
         done: int = 0,
-        every_s: float = 5.0,
+        every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label, self._total, self._unit = label, total, unit

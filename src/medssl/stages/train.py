@@ -79,7 +79,7 @@ def pretrain(
                 work_dir=store.work_dir(step.key),
                 out_dir=step.folder,
             )
-            launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json")
+            launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json", has_machine_alone=True)
             step.run.metrics(_curves(step.folder / layout.HISTORY))
             step.finish("checkpoint", {"name": run.name, "encoder": encoder.dump(), "channels": data.channels})
             store.forget_work(step.key)
@@ -258,7 +258,7 @@ def predict(
                 image_size_px=image_size_px,
                 out_dir=step.folder,
             )
-            launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json")
+            launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
             step.finish("predictions", {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)})
             store.forget_work(step.key)
     return step.result
@@ -364,7 +364,7 @@ def _finetune(
         work_dir=store.work_dir(step.key),
         out_dir=step.folder,
     )
-    launch("medssl.train.finetune", job, store.work_dir(step.key) / "job.json")
+    launch("medssl.train.finetune", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
     outcomes, curves = [], []
     for item in job.items:
         folder = step.folder / item.name

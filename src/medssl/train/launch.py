@@ -17,17 +17,22 @@ from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadI
 
 PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
 THREADS_VARIABLE = "MEDSSL_THREADS"
+PARALLEL_TASKS_VARIABLE = "MEDSSL_PARALLEL_TASKS"
 GRACE_S = 60.0  # for a worker to save its state after SIGTERM
 
 
-def launch(module: str, job: Section, job_path: Path) -> None:
+def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool) -> None:
     """Run `job` in MEDSSL_PROCESSES processes (default 1) of MEDSSL_THREADS threads and wait for its end.
+
+    The default number of threads divides the cores among all processes that run at the same time: a thread too many
+    waits for the others in a busy loop and slows training many times over.
 
     Args:
         module: What each process runs. The name stands in the calling stage as a literal, which makes the module
             part of that stage's code version.
         job: What to do; written to `job_path` for the workers.
         job_path: A file in a folder that exists.
+        has_machine_alone: Whether no other of MEDSSL_PARALLEL_TASKS tasks runs beside this one.
 
     Raises:
         BadInputError: A worker found that its input cannot be used.
@@ -35,7 +40,9 @@ def launch(module: str, job: Section, job_path: Path) -> None:
         RuntimeError: A worker failed; its traceback has been printed.
     """
     processes = int(os.environ.get(PROCESSES_VARIABLE, "1"))
-    threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, (os.cpu_count() or 1) // processes)
+    neighbours = 1 if has_machine_alone else int(os.environ.get(PARALLEL_TASKS_VARIABLE, "1"))
+    cores = len(os.sched_getaffinity(0))
+    threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, cores // (processes * neighbours))
     job_path.write_text(job.model_dump_json())
     failure_file = job_path.with_suffix(".failure")
     failure_file.unlink(missing_ok=True)
