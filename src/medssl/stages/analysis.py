@@ -86,7 +86,7 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
             schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
-            step.finish("subgroups", {"num_rows": metrics.num_rows})
+            step.finish("subgroups", {"num_rows": metrics.num_rows}, [("rows", 0, metrics.num_rows)])
     return step.result
 
 
@@ -151,7 +151,7 @@ def write_report(
                 ),
                 step.folder,
             )
-            step.finish("report", {"title": study.report.title})
+            step.finish("report", {"title": study.report.title}, [("rows", 0, metrics.num_rows)])
             step.run.artifact(str(store.open(step.result.uri).folder), "report")
     return step.result
 

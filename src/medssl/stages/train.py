@@ -103,7 +103,7 @@ def collect(store: Store, kind: str, uris: Sequence[str], *, previous_uri: str |
             entries = json.loads((previous.folder / layout.CATALOG).read_text()) if previous else {}
             entries |= {name: {"kind": a.kind, "digest": a.digest} for name, a in inputs.items()}
             write_json(step.folder / layout.CATALOG, entries)
-            step.finish("catalog", {"num_entries": len(entries)})
+            step.finish("catalog", {"num_entries": len(entries)}, [("entries", 0, len(entries))])
     return step.result
 
 
@@ -155,7 +155,7 @@ def select(store: Store, settings: FinetuneConfig, uris: Sequence[str], *, code_
             for artifact in artifacts.values():
                 rows += schema.read(artifact.folder / layout.SCORES, schema.SCORES).to_pylist()
             write_json(step.folder / layout.SELECTION, choose(rows))
-            step.finish("selection", {"num_arms": len(artifacts)})
+            step.finish("selection", {"num_arms": len(artifacts)}, [("grid_points", 0, len(rows))])
     return step.result
 
 
@@ -259,7 +259,8 @@ def predict(
                 out_dir=step.folder,
             )
             launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
-            step.finish("predictions", {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)})
+            summary = {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)}
+            step.finish("predictions", summary, [("models", 0, len(listed))])
             store.forget_work(step.key)
     return step.result
 
