@@ -9,17 +9,14 @@ from components.images import component
 def select(
     scores: dsl.Input[list[dsl.Dataset]],
     selection: dsl.Output[dsl.Artifact],
-    config: dict,  # type: ignore[type-arg]
     code_version: str,
 ) -> None:
     """Choose each arm's settings by validation score."""
-    from medssl.config import FinetuneConfig
     from medssl.stages import train
     from medssl.store import Store
 
     made = train.select(
         Store.from_environment(),
-        FinetuneConfig.model_validate(config),
         [table.uri for table in scores],
         code_version=code_version,
     )

@@ -32,6 +32,7 @@ from pipelines.publish import Finished, publish
 RUN_DIR_VARIABLE = "MEDSSL_RUN_DIR"  # marks every process of a run, so that one that outlives it is found
 STUDY_FILE = "study.json"
 OUTPUTS_FILE = "outputs.json"
+PIPELINE_FILE = "pipeline.yaml"
 LOG_FILE = "run.log"
 STATE_FILE = "state.json"
 STOP_GRACE_S = 90.0
@@ -93,19 +94,21 @@ def execute(out_dir: Path) -> None:
 
     from kfp import local
 
-    from pipelines.study import make_pipeline
+    from pipelines.study import compile_pipeline, make_pipeline
 
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     warnings.filterwarnings("ignore", category=FutureWarning)
     prepared = json.loads((out_dir / STUDY_FILE).read_text())
     study = Study.model_validate(prepared["study"])
+    plan, parallel_tasks = make_plan(study), study.resources.parallel_tasks
+    compile_pipeline(plan, out_dir / PIPELINE_FILE, parallel_tasks=parallel_tasks)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(out_dir / "kfp"),
         enable_caching=True,
         cache_root=str(out_dir / "kfp-cache"),
     )
-    pipeline = make_pipeline(make_plan(study), parallel_tasks=study.resources.parallel_tasks)
+    pipeline = make_pipeline(plan, parallel_tasks=parallel_tasks)
     outputs = pipeline(root=prepared["root"], key_id=prepared["key_id"]).outputs
     write_json(out_dir / OUTPUTS_FILE, {name: {"uri": a.uri, "metadata": a.metadata} for name, a in outputs.items()})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medssl.code_version import stage_version
-from medssl.config import Section, Study
+from medssl.config import Study
 
 # Module and function of each stage, in pipeline order; the KFP task has the same name with hyphens.
 STAGES: Mapping[str, str] = {
@@ -69,14 +69,14 @@ def make_plan(study: Study) -> Plan:
         levels[run.method].append({"run": run.dump(), "encoder": study.encoders[run.encoder].dump()})
     arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
     training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump()}
+    # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
+    data: Item = study.data.dump() | {"root": "", "generate": None}
     sections: dict[str, Item] = {
-        # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
-        "fingerprint": _without(study.data, "root", "generate") | {"root": ""},
-        "ingest": _without(study.data, "root", "generate") | {"root": ""},
+        "fingerprint": data,
+        "ingest": data,
         "assign_splits": study.splits.dump(),
         "write_shards": study.shards.dump(),
         "search_hyperparameters": training,
-        "select": study.finetune.dump(),
         "finetune": training,
         "predict": {
             "predict": study.predict.dump(),
@@ -92,12 +92,7 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
         },
         "analyze_subgroups": study.subgroups.dump(),
-        "write_report": study.dump()
-        | {"data": _without(study.data, "root", "generate") | {"root": ""}, "resources": {}},
+        "write_report": study.dump() | {"data": data, "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
     return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), arms, sections, versions)
-
-
-def _without(section: Section, *keys: str) -> Item:
-    return {key: value for key, value in section.dump().items() if key not in keys}

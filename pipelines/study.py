@@ -8,6 +8,7 @@ cluster (`pipelines/lint.py` refuses it in the compiled form).
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from kfp import compiler, dsl
 
 from components.analyze_subgroups import analyze_subgroups
@@ -23,6 +24,7 @@ from components.search_hyperparameters import search_hyperparameters
 from components.select import select
 from components.write_report import write_report
 from components.write_shards import write_shards
+from pipelines import lint
 from pipelines.plan import Plan
 
 PIPELINE_NAME = "medssl"
@@ -102,7 +104,6 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
             )
         selected = select(
             scores=dsl.Collected(searched.outputs["scores"]),
-            config=sections["select"],
             code_version=versions["select"],
         )
         with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
@@ -158,5 +159,10 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
 
 
 def compile_pipeline(plan: Plan, path: Path, *, parallel_tasks: int = 1) -> None:
-    """Write the pipeline's intermediate representation as YAML."""
+    """Write the pipeline's intermediate representation as YAML.
+
+    Raises:
+        ValueError: It holds a construct that KFP compiles but runs wrongly.
+    """
     compiler.Compiler().compile(make_pipeline(plan, parallel_tasks=parallel_tasks), str(path))
+    lint.check(next(yaml.safe_load_all(path.read_text())))

@@ -156,7 +156,7 @@ def _search_hyperparameters(call: Call) -> Made:
 
 
 def _select(call: Call) -> Made:
-    return train.select(call.store, call.study.finetune, call.uris("scores"), code_version=call.code_version)
+    return train.select(call.store, call.uris("scores"), code_version=call.code_version)
 
 
 def _finetune(call: Call) -> Made:

@@ -144,12 +144,10 @@ def search_hyperparameters(
     return step.result
 
 
-def select(store: Store, settings: FinetuneConfig, uris: Sequence[str], *, code_version: str) -> steps.Made:
+def select(store: Store, uris: Sequence[str], *, code_version: str) -> steps.Made:
     """Choose each arm's settings by validation score; every grid point stays listed with the reason."""
     artifacts = {str(a.summary["name"]): a for a in (store.open(uri, kind="scores") for uri in uris)}
-    with steps.start(
-        "select", store=store, code_version=code_version, config={"search": settings.search}, inputs=artifacts
-    ) as step:
+    with steps.start("select", store=store, code_version=code_version, config={}, inputs=artifacts) as step:
         if step.made is None:
             rows: list[dict[str, Any]] = []
             for artifact in artifacts.values():

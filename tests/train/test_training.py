@@ -1,0 +1,278 @@
+"""Pretraining and fine-tuning on a handful of images, in this process."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from medssl import layout, schema
+from medssl.config import EncoderConfig, FinetuneConfig, PredictConfig, PretrainRun, ShardConfig, TaskConfig
+from medssl.data import shards
+from medssl.exit_codes import BadInputError, TerminatedError
+from medssl.shardset import Cohort
+from medssl.train import augment
+from medssl.train.distributed import Ranks
+from medssl.train.finetune import finetune
+from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
+from medssl.train.predict import predict
+from medssl.train.pretrain import pretrain
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+ENCODER = EncoderConfig(depth=18, width=0.125)
+TASK = TaskConfig(findings=("Edema",))
+SIZE = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    inputs: Inputs
+    folder: Path
+
+    def fresh(self, name: str) -> Path:
+        path = self.folder / name
+        path.mkdir()
+        return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """16 patients of two images; the finding is a bright left half."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(32):
+        has_finding = number // 2 % 2
+        pixels = rng.integers(60, 120, (SIZE, SIZE), dtype=np.uint8)
+        pixels[:, : SIZE // 2] += np.uint8(100 * has_finding)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append(
+            {
+                "patient_id": f"{number // 2 * 16:032x}",
+                "case_id": f"{number:032x}",
+                "image_id": f"{number + 100:032x}",
+                "source_split": "train",
+                "label:Edema": has_finding,
+            }
+        )
+    empty = dict.fromkeys(("view_position", "sex", "age_years", "skin_type", "site"))
+    columns = [*schema.INDEX.columns, pa.field("label:Edema", pa.int8())]
+    index = pa.Table.from_pylist([row | empty for row in rows], schema=pa.schema(columns))
+    schema.write(index, schema.INDEX, folder / "index.parquet")
+    sources = pa.table({"image_id": index["image_id"], "file": [f"{n}.png" for n in range(32)]})
+    schema.write(sources, schema.SOURCES, folder / "sources.parquet")
+    patients = sorted(set(index["patient_id"].to_pylist()))
+    split = ["train"] * 8 + ["validation"] * 4 + ["test"] * 4
+    ranks = [[n / 8] for n in range(8)] + [[0.0]] * 8
+    splits = pa.table({"patient_id": patients, "split": split, "label_ranks": ranks})
+    schema.write(splits, schema.SPLIT_TABLE, folder / "splits.parquet")
+    (folder / "shards").mkdir()
+    config = ShardConfig(image_size_px=SIZE, num_parts=1)
+    shards.write(folder / "index.parquet", folder / "sources.parquet", folder, folder / "shards", config)
+    inputs = Inputs(
+        index_path=folder / "index.parquet", splits_path=folder / "splits.parquet", shards_dir=folder / "shards"
+    )
+    return Prepared(inputs, folder)
+
+
+def pretrain_job(data: Prepared, name: str, **settings: Any) -> PretrainJob:
+    run = {"name": "a", "method": "simclr", "encoder": "e", "num_steps": 7, "batch_size": 8, "image_size_px": SIZE}
+    return PretrainJob(
+        inputs=data.inputs,
+        run=PretrainRun.model_validate(run | {"checkpoint_every_steps": 2} | settings),
+        encoder=ENCODER,
+        channels=1,
+        initial_dir=None,
+        work_dir=data.fresh(f"{name}-work"),
+        out_dir=data.fresh(f"{name}-out"),
+    )
+
+
+def finetune_job(data: Prepared, name: str, *items: FinetuneItem, **settings: Any) -> FinetuneJob:
+    base = {"num_steps": 7, "batch_size": 8, "learning_rates": [0.1], "label_fractions": [1.0]}
+    base |= {"image_size_px": SIZE, "evaluate_every_steps": 3, "checkpoint_every_steps": 2}
+    return FinetuneJob(
+        inputs=data.inputs,
+        arm="x",
+        items=items or (item(),),
+        settings=FinetuneConfig.model_validate(base | settings),
+        task=TASK,
+        encoder=ENCODER,
+        channels=1,
+        initial_dir=None,
+        work_dir=data.fresh(f"{name}-work"),
+        out_dir=data.fresh(f"{name}-out"),
+    )
+
+
+def item(**changes: Any) -> FinetuneItem:
+    base = {"label_fraction": 1.0, "draw": 0, "repeat": 0, "learning_rate": 0.1, "weight_decay": 0.0}
+    return FinetuneItem.model_validate(base | changes)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, after_calls: int, how: Callable[[], None]) -> None:
+    """Call `how` when an image batch is augmented for the n-th time."""
+    real, calls = augment.apply, [0]
+
+    def counting(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == after_calls:
+            how()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(augment, "apply", counting)
+
+
+def crash() -> None:
+    raise KeyboardInterrupt
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", ["simclr", "micle"])
+@pytest.mark.parametrize(("how", "reason"), [(crash, KeyboardInterrupt), (stop, TerminatedError)])
+def test_an_interrupted_pretraining_ends_with_the_same_bytes(
+    data: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    how: Callable[[], None],
+    reason: type[BaseException],
+) -> None:
+    settings = {"method": method, "pair_within": "patient"}
+    whole = pretrain_job(data, f"whole-{method}-{reason.__name__}", **settings)
+    pretrain(whole, ALONE)
+    broken = pretrain_job(data, f"broken-{method}-{reason.__name__}", **settings)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=9, how=how)  # two views a step: in the fifth
+        with pytest.raises(reason):
+            pretrain(broken, ALONE)
+    pretrain(broken, ALONE)
+    assert files_of(broken.out_dir) == files_of(whole.out_dir)
+
+
+@pytest.mark.parametrize(("how", "reason"), [(crash, KeyboardInterrupt), (stop, TerminatedError)])
+def test_an_interrupted_fine_tuning_ends_with_the_same_bytes(
+    data: Prepared, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None], reason: type[BaseException]
+) -> None:
+    items = (item(), item(repeat=1))
+    whole = finetune_job(data, f"ft-whole-{reason.__name__}", *items)
+    finetune(whole, ALONE)
+    broken = finetune_job(data, f"ft-broken-{reason.__name__}", *items)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=7 + 4, how=how)  # in the second item
+        with pytest.raises(reason):
+            finetune(broken, ALONE)
+    finetune(broken, ALONE)
+    assert files_of(broken.out_dir) == files_of(whole.out_dir)
+
+
+def test_pretraining_without_an_interruption_depends_on_its_seed(data: Prepared) -> None:
+    jobs = [pretrain_job(data, f"seed-{name}", seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    for job in jobs:
+        pretrain(job, ALONE)
+    first, again, other = (files_of(job.out_dir)[layout.ENCODER] for job in jobs)
+    assert first == again
+    assert first != other
+
+
+def test_fine_tuning_learns_what_is_in_the_images(data: Prepared) -> None:
+    job = finetune_job(data, "learn", num_steps=40, evaluate_every_steps=10, crop_area_min=1, rotation_deg=0)
+    job = job.model_copy(update={"settings": job.settings.model_copy(update={"flip_probability": 0.0})})
+    finetune(job, ALONE)
+    rows = schema.read(job.out_dir / item().name / layout.HISTORY, schema.HISTORY).to_pylist()
+    scores = [row["value"] for row in rows if row["metric"] == "validation_mean_auc"]
+    assert max(scores) == 1.0
+    losses = [row["value"] for row in sorted(rows, key=lambda r: r["step"]) if row["metric"] == "loss"]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_label_fraction_trains_on_its_patients_alone(data: Prepared) -> None:
+    job = finetune_job(data, "fraction", item(label_fraction=0.25))
+    finetune(job, ALONE)
+    outcome = (job.out_dir / item(label_fraction=0.25).name / layout.OUTCOME).read_text()
+    assert '"num_train_patients": 2' in outcome
+    assert '"num_train_images": 4' in outcome
+
+
+def test_training_never_opens_test_images_and_predicting_does(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: set[str] = set()
+    real = Cohort.select
+
+    def watching(*arguments: Any, split: str, **options: Any) -> Cohort:
+        opened.add(split)
+        return real(*arguments, split=split, **options)
+
+    monkeypatch.setattr(Cohort, "select", watching)
+    pretrain(pretrain_job(data, "watched"), ALONE)
+    assert opened == {"train"}
+    job = finetune_job(data, "ft-watched")
+    finetune(job, ALONE)
+    assert opened == {"train", "validation"}
+    weights = job.out_dir / item().name / layout.MODEL
+    predicted = predict_job(data, weights)
+    predict(predicted, ALONE)
+    table = schema.read(predicted.out_dir / layout.PREDICTIONS, schema.PREDICTIONS)
+    assert {row["split"] for row in table.to_pylist()} == {"validation", "test"}
+    assert table.num_rows == 16
+    scores = table["y_score"].to_numpy()
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def predict_job(data: Prepared, weights: Path) -> PredictJob:
+    model = PredictItem(
+        arm_id="x",
+        label_fraction=1.0,
+        draw=0,
+        repeat=0,
+        is_selected=True,
+        checkpoint_digest="d",
+        weights_path=weights,
+    )
+    return PredictJob(
+        inputs=data.inputs,
+        study_id="s",
+        dataset="d",
+        dataset_digest="d",
+        items=(model,),
+        settings=PredictConfig(),
+        task=TASK,
+        encoder=ENCODER,
+        channels=1,
+        image_size_px=SIZE,
+        out_dir=data.fresh("predicted"),
+    )
+
+
+def test_a_run_starts_from_the_weights_it_is_given(data: Prepared) -> None:
+    first = pretrain_job(data, "first")
+    pretrain(first, ALONE)
+    # A learning rate of nearly nothing leaves the weights as they came, and batch norm's statistics move on.
+    second = pretrain_job(data, "second", learning_rate=1e-30, num_steps=1)
+    pretrain(second.model_copy(update={"initial_dir": first.out_dir}), ALONE)
+    before, after = load_file(first.out_dir / layout.ENCODER), load_file(second.out_dir / layout.ENCODER)
+    assert all(torch.equal(before[k], after[k]) for k in before if k.endswith("weight"))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.endswith("running_mean"))
+
+
+def test_a_batch_larger_than_the_data_is_told(data: Prepared) -> None:
+    with pytest.raises(BadInputError, match="batch_size is 64 but only 16"):
+        pretrain(pretrain_job(data, "large", batch_size=64), ALONE)
+
+
+def test_an_exploding_loss_is_told_and_not_kept(data: Prepared) -> None:
+    with pytest.raises(BadInputError, match="lower learning_rate"):
+        finetune(finetune_job(data, "exploding", item(learning_rate=1e30)), ALONE)
