@@ -70,7 +70,7 @@ def make_plan(study: Study) -> Plan:
     arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
     training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump()}
     # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
-    data: Item = study.data.dump() | {"root": "", "generate": None}
+    data: Item = study.data.model_dump(mode="json", exclude={"generate"}) | {"root": ""}
     sections: dict[str, Item] = {
         "fingerprint": data,
         "ingest": data,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medssl.exit_codes import BadInputError
 
@@ -58,10 +58,15 @@ class DataConfig(Section):
     root: str | None = None
     key: Literal["public", "private"] = "private"
     train_table: str = "train.csv"
-    valid_table: str | None = "valid.csv"  # None: the set has none
+    valid_table: str = "valid.csv"  # null or "": the set has none
     generate: GenerateConfig | None = None
     # What the fingerprint reads of an image file: size and modification time, or (slower) its bytes.
     fingerprint_files: Literal["stat", "content"] = "stat"
+
+    @field_validator("valid_table", mode="before")
+    @classmethod
+    def _null_is_no_table(cls, value: object) -> object:
+        return "" if value is None else value  # KFP carries no null inside a parameter
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:

@@ -43,7 +43,7 @@ def touch(root, rows):
 
 
 def read(root, **options):
-    return chexpert.read(root, DataConfig(name="set", root=str(root), **{"valid_table": None, **options}), KEY)
+    return chexpert.read(root, DataConfig(name="set", root=str(root), **{"valid_table": "", **options}), KEY)
 
 
 def read_rows(root, rows, **options):

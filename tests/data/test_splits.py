@@ -282,7 +282,7 @@ def test_the_papers_sizes_come_out_exactly_on_the_public_training_table(tmp_path
     image = tmp_path / "train/patient00001/study1/view1_frontal.jpg"
     image.parent.mkdir(parents=True)
     image.touch()
-    config = DataConfig(name="chexpert", root=str(tmp_path), train_table="train.csv.gz", valid_table=None)
+    config = DataConfig(name="chexpert", root=str(tmp_path), train_table="train.csv.gz", valid_table="")
     index = chexpert.read(tmp_path, config, PatientKey(bytes(32))).index
     start_s = time.perf_counter()
     result = splits.assign(index, SplitConfig(train=167_429, validation=22_240, test=33_745))

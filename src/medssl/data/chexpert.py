@@ -82,13 +82,13 @@ def read(root: Path, config: DataConfig, key: PatientKey) -> ChexpertIndex:
     if not root.is_dir():
         raise BadInputError("data.root is no folder that exists; give the folder that contains train.csv")
     settings = {"train": ("data.train_table", config.train_table)}
-    if config.valid_table is not None:
+    if config.valid_table:
         settings["official_valid"] = ("data.valid_table (null: the set has none)", config.valid_table)
     tables = {
         split: read_cells(root, name, setting=setting, required=COLUMNS) for split, (setting, name) in settings.items()
     }
     names = {split: _names(cells) for split, cells in tables.items()}
-    if config.valid_table is not None:
+    if config.valid_table:
         _reject_shared_patients(tables["train"], names["train"], tables["official_valid"], names["official_valid"])
     _probe(root, names["train"].file)
     index = pa.concat_tables([_rows(split, cells, names[split]) for split, cells in tables.items()])
