@@ -256,7 +256,7 @@ def changed_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[st
         (["compare.num_replicates=200"], {"compare", "write-report"}),
         (["subgroups.min_patients=30"], {"analyze-subgroups", "write-report"}),
         (["predict.batch_size=8"], {"predict", "write-report"}),
-        (["finetune.num_steps=100"], {"search-hyperparameters", "select", "finetune", "write-report"}),
+        (["finetune.num_steps=100"], {"search-hyperparameters", "finetune", "write-report"}),
         (["report.title=Other"], {"write-report"}),
         (["resources.parallel_tasks=1"], set()),
         (["data.root=/tmp/x"], set()),
