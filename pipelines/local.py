@@ -9,14 +9,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from medssl import layout, schema, tracking
@@ -27,15 +24,14 @@ from medssl.stages.data import KEY_FILE_VARIABLE, load_key
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
 from pipelines.plan import make_plan
+from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
 from pipelines.publish import Finished, publish
 
-RUN_DIR_VARIABLE = "MEDSSL_RUN_DIR"  # marks every process of a run, so that one that outlives it is found
 STUDY_FILE = "study.json"
 OUTPUTS_FILE = "outputs.json"
 PIPELINE_FILE = "pipeline.yaml"
 LOG_FILE = "run.log"
 STATE_FILE = "state.json"
-STOP_GRACE_S = 90.0
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXECUTING = re.compile(r"Executing task '([\w-]+)'")
@@ -54,9 +50,13 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
     study = load_study(study_path, overrides)
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
-    _end_leftovers(out_dir)
-    environment = _environment(study, out_dir)
-    os.environ.update(environment)
+    with only_run_in(out_dir):
+        _run_alone(study, out_dir, began_s)
+
+
+def _run_alone(study: Study, out_dir: Path, began_s: float) -> None:
+    """Run a study in a folder where no other run is at work."""
+    os.environ.update(_environment(study, out_dir))
     root = _data_root(study, out_dir)
     key_id = _check_input(study, root)
     plan = make_plan(study)
@@ -188,7 +188,7 @@ def _start_tracking(study: Study, run_key: str, out_dir: Path) -> str:
     return tracking.start_study(
         study.name,
         run_key,
-        study.dump(),
+        study.model_dump(mode="json", exclude={"data": {"root"}, "resources": True, "report": True}),
         {key: value for key, value in tags.items() if value},
         artifact_location=(out_dir / "mlartifacts").as_uri(),
     )
@@ -215,14 +215,14 @@ def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
         subprocess.Popen(
             command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         ) as child,
-        _stopping(child.pid) as stop,
+        stopping(child.pid) as stop,
     ):
         assert child.stdout is not None
         with (out_dir / LOG_FILE).open("w") as log:
             _follow(child.stdout, log, num_tasks)
         code = child.wait()
     if stop.requested:
-        _end_leftovers(out_dir, grace_s=STOP_GRACE_S)
+        end_leftovers(out_dir)
         raise TerminatedError("the run was stopped; the same command goes on where it stopped")
     if code == 0 and (out_dir / OUTPUTS_FILE).is_file():
         return
@@ -256,57 +256,6 @@ def _follow(lines: Iterator[str] | Any, log: Any, num_tasks: int) -> None:
 def _stage_of(task: str) -> str:
     """Stage of a KFP task name: KFP numbers the second and later uses of a component."""
     return re.sub(r"-\d+$", "", task).replace("-", "_")
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _stopping(group: int) -> Iterator[_Stop]:
-    """Within, SIGINT and SIGTERM are passed on to the process group of the run."""
-    stop = _Stop()
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGTERM)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _end_leftovers(out_dir: Path, *, grace_s: float = STOP_GRACE_S) -> None:
-    """End processes of a run in `out_dir` that outlived it (a killed parent leaves them), first gently."""
-    deadline_s = time.monotonic() + grace_s
-    asked: set[int] = set()
-    while pids := _processes_of(out_dir):
-        last_call = time.monotonic() > deadline_s
-        for pid in pids:
-            if last_call or pid not in asked:
-                asked.add(pid)
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if last_call else signal.SIGTERM)
-        time.sleep(0.2)
-
-
-def _processes_of(out_dir: Path) -> list[int]:
-    """Other live processes that carry this run's mark in their environment (Linux only)."""
-    mark = f"{RUN_DIR_VARIABLE}={out_dir}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            is_ours = mark in (entry / "environ").read_bytes().split(b"\0")
-            is_dead = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except OSError:
-            continue
-        if is_ours and not is_dead and int(entry.name) != os.getpid():
-            found.append(int(entry.name))
-    return found
 
 
 def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:

@@ -75,8 +75,7 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_gives_others(tmp_
     assert first == digests(tmp_path / "two" / "demo")
     third = digests(tmp_path / "three" / "demo")
     assert (
-        first["train/patient00001/study1/view1_frontal.jpg"]
-        != (third["train/patient00001/study1/view1_frontal.jpg"])
+        first["train/patient00001/study1/view1_frontal.jpg"] != (third["train/patient00001/study1/view1_frontal.jpg"])
     )
 
 
@@ -146,9 +145,7 @@ def test_corrupt_files_are_counted_do_not_decode_and_leave_the_patient_another_i
 
 
 @pytest.mark.parametrize("name", sorted(FINDING_RATES))
-def test_labels_have_chexperts_rates_and_little_noise_under_the_usual_map(
-    patients: list[Patient], name: str
-) -> None:
+def test_labels_have_chexperts_rates_and_little_noise_under_the_usual_map(patients: list[Patient], name: str) -> None:
     studies = [study for patient in patients for study in patient.studies for _ in study.views]
     labels = np.array([study.labels[name] for study in studies])
     truth = np.array([study.is_present[name] for study in studies])
@@ -206,9 +203,7 @@ def dark_gap_share(image: NDArray[np.float64]) -> float:
 
 def test_an_enlarged_heart_leaves_less_air_at_its_level(patients: list[Patient]) -> None:
     for patient in patients[:20]:
-        narrow, wide = (
-            dark_gap_share(frontal(patient, cardiothoracic_ratio=ratio)) for ratio in (0.45, 0.62)
-        )
+        narrow, wide = (dark_gap_share(frontal(patient, cardiothoracic_ratio=ratio)) for ratio in (0.45, 0.62))
         assert wide < narrow
 
 
@@ -249,9 +244,7 @@ def test_nearest_images_are_of_the_same_patient_far_above_chance(patients: list[
             images.append(render(patient.anatomy, study.findings, exposure, view_position=view, size_px=32))
             owners.append(patient.number)
     flat = np.stack(images).reshape(len(images), -1).astype(float)
-    flat = (flat - flat.mean(1, keepdims=True)) / np.linalg.norm(flat - flat.mean(1, keepdims=True), axis=1)[
-        :, None
-    ]
+    flat = (flat - flat.mean(1, keepdims=True)) / np.linalg.norm(flat - flat.mean(1, keepdims=True), axis=1)[:, None]
     similarity = flat @ flat.T
     np.fill_diagonal(similarity, -2)
     owner = np.array(owners)

@@ -125,7 +125,7 @@ def write_report(
         "write_report",
         store=store,
         code_version=code_version,
-        config={"study": study.model_dump(mode="json", exclude={"resources"})},
+        config={"study": study.model_dump(mode="json", exclude={"resources": True, "data": {"root"}})},
         inputs={**inputs, **catalogs},
     ) as step:
         if step.made is None:
