@@ -5,6 +5,7 @@ MLFLOW_TRACKING_URI nothing is tracked and MLflow is not imported. A tracking se
 never a result.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -136,6 +137,7 @@ def create_database(uri: str) -> None:
     """Make or upgrade the tables of a SQLite store, once, before several processes open it at the same time."""
     import mlflow.store.db.utils as database
 
+    _hush()
     tools: Any = database  # not typed
     engine = tools.create_sqlalchemy_engine(uri)
     tools._initialize_tables(engine)
@@ -228,13 +230,16 @@ def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, n
 def _client() -> "MlflowClient":
     # A dead server would otherwise block each call for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    import logging
-
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _hush()
     return MlflowClient()
+
+
+def _hush() -> None:
+    """Keep MLflow's and its database tool's own chatter out of the run's output."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _experiment(client: "MlflowClient") -> str:
