@@ -25,16 +25,16 @@ $(READY): pyproject.toml images/constraints.txt
 	@touch $@
 
 run: $(READY) ## run a study (default: the demo) on this machine
-	@$(BIN)/python -m pipelines run $(STUDY) $(if $(OUT),--out $(OUT)) $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines run "$(STUDY)" $(if $(OUT),--out "$(OUT)") $(foreach s,$(SET),--set "$(s)")
 
-ui: $(READY) ## open MLflow on the results in OUT (default: runs/demo)
-	@$(BIN)/python -m pipelines ui $(or $(OUT),runs/demo)
+ui: $(READY) ## open MLflow on the results in OUT (default: those of STUDY)
+	@$(BIN)/python -m pipelines ui "$(or $(OUT),runs/$(basename $(notdir $(STUDY))))"
 
 plan: $(READY) ## print what STUDY would run
-	@$(BIN)/python -m pipelines plan $(STUDY) $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines plan "$(STUDY)" $(foreach s,$(SET),--set "$(s)")
 
 compile: $(READY) ## write the pipeline of STUDY as KFP's YAML to OUT (default: pipeline.yaml)
-	@$(BIN)/python -m pipelines compile $(STUDY) --out $(or $(OUT),pipeline.yaml) $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines compile "$(STUDY)" --out "$(or $(OUT),pipeline.yaml)" $(foreach s,$(SET),--set "$(s)")
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -m "not slow"

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/demo_seeds.py --seeds 0-9 --out runs/seeds --jobs 2
 
 Each seed draws another data set, split, pretraining and fine-tuning. Seeds 100-109 are for tuning, by validation AUC
-alone; seeds 0-9 are for reporting. Runs that are finished are read, not repeated. One JSON line comes last.
+alone; seeds 0-9 are for reporting. Runs that are finished come from cache. One JSON line comes last.
 """
 
 import argparse
@@ -18,27 +18,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import scipy.stats
 
 PROJECT = Path(__file__).parents[1]
 STUDY = PROJECT / "pipelines" / "studies" / "demo.yaml"
 SEEDED = ("data.generate.seed", "splits.seed", "pretraining.0.seed", "pretraining.1.seed", "finetune.seed")
-# Two-sided 95 % quantile of Student's t by degrees of freedom.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 19: 2.093}
 
 Cell = tuple[str, float]  # arm, label fraction
 
 
 def run_seed(seed: int, out_dir: Path, *, jobs: int) -> None:
     """Run the demo study with one seed, alone on its share of the cores."""
-    if (out_dir / "run.json").exists():
-        return
     overrides = [f"{key}={seed}" for key in SEEDED]
     if jobs > 1:
         overrides += ["resources.parallel_tasks=1", "resources.threads_per_process=1"]
     command = [sys.executable, "-m", "pipelines", "run", str(STUDY), "--out", str(out_dir)]
     command += [part for override in overrides for part in ("--set", override)]
     done = subprocess.run(command, cwd=PROJECT, env=dict(os.environ), capture_output=True, text=True, check=False)
-    print(f"seed {seed}: {done.stdout.splitlines()[-1] if done.returncode == 0 else done.stderr[-500:]}", flush=True)
+    if done.returncode != 0:
+        raise SystemExit(f"seed {seed} ended with exit code {done.returncode}: {done.stderr[-500:]}")
+    print(f"seed {seed}: {done.stdout.splitlines()[-1]}", flush=True)
 
 
 def mean_auc(out_dir: Path, split: str) -> dict[Cell, float]:
@@ -49,13 +48,14 @@ def mean_auc(out_dir: Path, split: str) -> dict[Cell, float]:
         for row in rows
         if (row["split"], row["metric"], row["repeat"], row["subgroup"]) == (split, "mean_auc", "mean", "all")
         and row["arm_b"] is None
+        and row["estimate"] is not None
     }
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95 % interval by Student's t."""
     mean = statistics.fmean(values)
-    half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

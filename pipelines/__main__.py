@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TerminatedError as error:
         sys.stderr.write(f"stopped: {error}\n")
         return TERMINATED
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on where it stopped\n")
+        return TERMINATED
     except RuntimeError as error:
         sys.stderr.write(f"failed: {error}\n")
         return FAILURE

@@ -18,11 +18,18 @@ from typing import Any
 
 from medssl import layout, schema, tracking
 from medssl.config import Study, digest, load_study
-from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
+from medssl.exit_codes import (
+    BAD_INPUT,
+    FAILURE_FILE_VARIABLE,
+    TERMINATED,
+    BadInputError,
+    TerminatedError,
+    sigterm_as_exception,
+)
 from medssl.progress import MARK, duration
-from medssl.stages.data import KEY_FILE_VARIABLE, load_key
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
+from pipelines import preflight
 from pipelines.plan import make_plan
 from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
 from pipelines.publish import Finished, publish
@@ -49,30 +56,35 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
     began_s = time.monotonic()
     study = load_study(study_path, overrides)
     out_dir = out_dir.resolve()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with only_run_in(out_dir):
-        _run_alone(study, out_dir, began_s)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"the folder of the results cannot be made: {error.strerror}; give another --out") from None
+    with sigterm_as_exception(), only_run_in(out_dir):
+        os.environ.update(_environment(study, out_dir))
+        root = _data_root(study, out_dir)
+        key_id = preflight.check(study, root)
+        plan = make_plan(study)
+        _tell(
+            f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; "
+            f"results in {out_dir}"
+        )
+        write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
+        finished = _run_tracked(study, out_dir, plan.num_tasks)
+        (out_dir / STATE_FILE).unlink()
+        _tell_end(out_dir, finished, time.monotonic() - began_s)
 
 
-def _run_alone(study: Study, out_dir: Path, began_s: float) -> None:
-    """Run a study in a folder where no other run is at work."""
-    os.environ.update(_environment(study, out_dir))
-    root = _data_root(study, out_dir)
-    key_id = _check_input(study, root)
-    plan = make_plan(study)
-    state = _open_state(out_dir, study)
-    _tell(
-        f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; results in {out_dir}"
-    )
-    write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
-    parent = _start_tracking(study, state, out_dir)
-    status, started_unix_s = "FAILED", time.time()
+def _run_tracked(study: Study, out_dir: Path, num_tasks: int) -> Finished:
+    """Execute the pipeline under a parent run that is closed whatever happens."""
+    parent, status, started_unix_s = "", "FAILED", time.time()
     finished: Finished | None = None
     try:
-        _execute_in_child(out_dir, plan.num_tasks)
+        parent = _start_tracking(study, _open_state(out_dir, study), out_dir)
+        _execute_in_child(out_dir, num_tasks)
         finished = publish(out_dir, Store.from_environment(), study, parent, started_unix_s=started_unix_s)
         status = "FINISHED"
-    except TerminatedError:
+    except (TerminatedError, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
@@ -83,8 +95,7 @@ def _run_alone(study: Study, out_dir: Path, began_s: float) -> None:
             metrics=finished.metrics if finished else {},
             report=str(out_dir / "report") if finished else "",
         )
-    (out_dir / STATE_FILE).unlink()
-    _tell_end(out_dir, finished, time.monotonic() - began_s)
+    return finished
 
 
 def execute(out_dir: Path) -> None:
@@ -114,17 +125,23 @@ def execute(out_dir: Path) -> None:
 
 
 def ui_command(out_dir: Path) -> list[str]:
-    """The command that opens MLflow on the runs of `out_dir`."""
+    """The command that opens MLflow on the runs of `out_dir`.
+
+    Raises:
+        BadInputError: No run has been made there.
+    """
+    if not (out_dir / "mlflow.db").is_file():
+        raise BadInputError(f"{out_dir} holds no MLflow store; run a study with --out {out_dir} first")
     return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _tracking_uri(out_dir)]
 
 
 def _environment(study: Study, out_dir: Path) -> dict[str, str]:
     """Environment of all processes of the run; none of it is part of a cache key."""
+    os.environ.pop("MLFLOW_RUN_ID", None)  # a run of the caller's is not a run of every task
     return {
         STORE_VARIABLE: str(out_dir / "store"),
         RUN_DIR_VARIABLE: str(out_dir),
         FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),
-        KEY_FILE_VARIABLE: os.environ.get(KEY_FILE_VARIABLE, str(Path.home() / ".medssl" / "patient.key")),
         PROCESSES_VARIABLE: str(study.resources.processes),
         THREADS_VARIABLE: str(study.resources.threads_per_process),
         PARALLEL_TASKS_VARIABLE: str(study.resources.parallel_tasks),
@@ -158,15 +175,6 @@ def _data_root(study: Study, out_dir: Path) -> Path:
     return root
 
 
-def _check_input(study: Study, root: Path) -> str:
-    """Read the tables and try the split before any work is done; returns the key_id."""
-    from medssl.data import chexpert, splits
-
-    key = load_key(study.data, create=True)
-    splits.assign(chexpert.read(root, study.data, key).index, study.splits)
-    return key.key_id
-
-
 def _open_state(out_dir: Path, study: Study) -> str:
     """The run key: that of the unfinished run of the same study in this folder, else a new one."""
     path = out_dir / STATE_FILE
@@ -174,6 +182,7 @@ def _open_state(out_dir: Path, study: Study) -> str:
         state = json.loads(path.read_text())
         if state["study_digest"] == study.digest:
             return str(state["run_key"])
+        tracking.close_study(state["run_key"])  # killed, and another study takes its place
     run_key = digest([str(out_dir), study.digest, time.time_ns()])[:32]
     write_json(path, {"run_key": run_key, "study_digest": study.digest})
     return run_key
@@ -182,7 +191,7 @@ def _open_state(out_dir: Path, study: Study) -> str:
 def _start_tracking(study: Study, run_key: str, out_dir: Path) -> str:
     os.environ[tracking.RUN_KEY_VARIABLE] = run_key
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    if uri.startswith("sqlite:") and not (out_dir / "mlflow.db").exists():
+    if uri == _tracking_uri(out_dir) and not (out_dir / "mlflow.db").exists():
         tracking.create_database(uri)
     tags = {"medssl.study": study.name, "medssl.study_digest": study.digest, "mlflow.source.git.commit": _commit()}
     return tracking.start_study(
@@ -267,7 +276,9 @@ def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:
     _tell(report.headline(metrics, arms))
     _tell("")
     _tell(f"report:   {out_dir / 'report' / layout.REPORT}")
-    _tell(f"MLflow:   {' '.join(ui_command(out_dir))}   then run {finished.mlflow_run_id}")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    _tell(f"MLflow:   {' '.join(ui_command(out_dir)) if uri == _tracking_uri(out_dir) else uri}")
+    _tell(f"          experiment {tracking.experiment_name()}, run {finished.mlflow_run_id}")
     _tell(f"finished in {duration(seconds)}: {finished.num_executed} tasks done, {finished.num_reused} reused")
 
 

@@ -65,10 +65,12 @@ class Plan:
 def make_plan(study: Study) -> Plan:
     """The plan of a study; pure but for the source files that the code versions are read from."""
     levels: dict[str, list[Item]] = {"simclr": [], "micle": []}
+    processes = study.resources.processes  # training depends on it: KFP's cache has to see it
     for run in study.pretraining:
-        levels[run.method].append({"run": run.dump(), "encoder": study.encoders[run.encoder].dump()})
+        item = {"run": run.dump(), "encoder": study.encoders[run.encoder].dump(), "processes": processes}
+        levels[run.method].append(item)
     arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
-    training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump()}
+    training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump(), "processes": processes}
     # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
     data: Item = study.data.model_dump(mode="json", exclude={"generate"}) | {"root": ""}
     sections: dict[str, Item] = {

@@ -10,7 +10,8 @@ from typing import Any
 
 from medssl import layout, schema
 from medssl.config import Study
-from medssl.stages.step import records_dir
+from medssl.exit_codes import BadInputError
+from medssl.stages.analysis import headline_metrics
 from medssl.store import MANIFEST, Store, file_digest, write_json
 
 RUN_FILE = "run.json"
@@ -46,13 +47,28 @@ class Finished:
 
 
 def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, started_unix_s: float) -> Finished:
-    """Link the results of the run that has just ended into `out_dir` and write `run.json`."""
+    """Link the results of the run that has just ended into `out_dir` and write `run.json`.
+
+    Every byte of the results is checked first: KFP's cache sees only that their folders exist.
+
+    Raises:
+        BadInputError: An artifact was damaged, or a file of the user's stands where a link should be.
+    """
     outputs = json.loads((out_dir / "outputs.json").read_text())
+    for output in outputs.values():
+        store.open(output["uri"])
     for name, (output, file) in LINKS.items():
         _link(out_dir / name, Path(outputs[output]["uri"]) / file)
     steps = lineage(store, outputs["report"]["metadata"]["digest"])
     reused = [step for step in steps if step["finished_unix_s"] < started_unix_s]
-    artifacts = {
+    artifacts: dict[str, dict[str, str]] = {
+        f"{step['output']['kind']}: {_name(step)}": {
+            "uri": store.uri(step["output"]["kind"], step["output"]["digest"]),
+            "sha256": step["output"]["digest"],
+        }
+        for step in steps
+    }
+    artifacts |= {
         name: {
             "path": str(name if file else f"{name}/{MANIFEST}"),
             "uri": outputs[output]["uri"],
@@ -72,7 +88,7 @@ def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, st
             "artifacts": artifacts,
             "tasks": [
                 {
-                    "task": f"{step['stage']} {step['item']}".strip(),
+                    "task": _name(step),
                     "code_version": step["code_version"],
                     "seconds": step["seconds"],
                     "is_cached": step in reused,
@@ -85,7 +101,7 @@ def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, st
             ],
         },
     )
-    cached = {step["step_key"]: f"{step['stage']} {step['item']}".strip() for step in reused}
+    cached = {step["step_key"]: _name(step) for step in reused}
     return Finished(mlflow_run_id, cached, len(steps) - len(reused), len(reused), _headline(out_dir))
 
 
@@ -94,8 +110,8 @@ def lineage(store: Store, digest: str) -> list[dict[str, Any]]:
 
     Where several steps made the same bytes, the latest counts.
     """
-    records = [json.loads(path.read_text()) for path in records_dir(store).glob("*.json")]
-    maker = {r["output"]["digest"]: r for r in sorted(records, key=lambda r: float(r["finished_unix_s"]))}
+    records = sorted(store.records(), key=lambda r: float(r["finished_unix_s"]))
+    maker = {record["output"]["digest"]: record for record in records}
     found: dict[str, dict[str, Any]] = {}
     waiting = [digest]
     while waiting:
@@ -108,18 +124,17 @@ def lineage(store: Store, digest: str) -> list[dict[str, Any]]:
 
 def _link(link: Path, target: Path) -> None:
     """A relative symbolic link, replaced in one step."""
+    if link.exists() and not link.is_symlink():
+        raise BadInputError(f"{link.name} in the folder of the results is no link of an earlier run; move it away")
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
 
 
+def _name(step: Mapping[str, Any]) -> str:
+    return f"{step['stage']} {step['item']}".strip()
+
+
 def _headline(out_dir: Path) -> dict[str, float]:
     rows = schema.read(out_dir / layout.METRICS, schema.METRICS).to_pylist()
-    return {
-        f"test_mean_auc/{row['arm_a']}/fraction{row['label_fraction']:g}": row["estimate"]
-        for row in rows
-        if (row["split"], row["metric"], row["repeat"], row["subgroup"]) == ("test", "mean_auc", "mean", "all")
-        and row["arm_b"] is None
-        and row["estimate"] is not None
-        and row["draw"] == 0
-    }
+    return {name: value for name, _, value in headline_metrics(rows)}

@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,7 +38,30 @@ def test_every_shipped_study_is_valid() -> None:
         ("splits.train=0.9", "fractions must sum to 1"),
         ("splits.train=1000", "three fractions or three numbers"),
         ("finetune.label_fractions=[0.1, 2]", "label_fractions.1.*found 2"),
-        ("finetune.learning_rates=[]", "learning_rates must be a list of distinct numbers"),
+        ("finetune.learning_rates=[]", "learning_rates must be a list of numbers that differ"),
+        ("finetune.learning_rates=[0.1, 0.10000001]", "differ in their first 6 digits"),
+        ("finetune.label_fractions=[0.5, 0.5000001]", "label_fractions .* differ in their first 6 digits"),
+        ("finetune.weight_decays=[0.0, -0.0]", "weight_decays .* differ in their first 6 digits"),
+        ("finetune.learning_rates=[0.1, 0]", "learning_rates.1.*greater than 0"),
+        ("finetune.weight_decays=[-0.1]", "weight_decays.0.*greater than or equal to 0"),
+        ("encoders.resnet18-quarter.width=0.015", "width.*greater than or equal to 0.0156"),
+        ("predict.splits=[]", "predict.splits must name .test. and each split once"),
+        ("predict.splits=[validation]", "predict.splits must name"),
+        ("predict.splits=[test, test]", "predict.splits must name"),
+        ("compare.pairs=[[micle, random], [micle, random]]", "two arms may be compared once"),
+        ("compare.pairs=[[micle, random], [random, micle]]", "two arms may be compared once"),
+        ("compare.pairs=[[micle, micle]]", "'micle', 'micle'. compares an arm with itself"),
+        ("compare.resampling_units=[image, image]", "resampling_units must be"),
+        ("compare.resampling_units=[]", "resampling_units must be"),
+        ("subgroups.by=[sex, site, sex]", "subgroups.by must name each attribute once"),
+        ("subgroups.age_edges=[60, 40]", "increasing ages"),
+        ("subgroups.age_edges=[40, 40.0000001]", "increasing ages"),
+        ("subgroups.age_edges=[]", "increasing ages"),
+        ("subgroups.age_edges=[-1, 40]", "age_edges.0.*greater than or equal to 0"),
+        ("splits.seed=[1", r"--set splits.seed=\[1: the value cannot be read as YAML; close brackets"),
+        ("splits.seed=2026-02-31", "the value cannot be read as YAML"),
+        ("splits.seed=" + "[" * 1000, "the value cannot be read as YAML"),
+        ("arms.².init=random", "does not name a section"),
         ("arms.0.init=foo", "init foo is neither random nor among"),
         ("arms.0.encoder=foo", "encoder foo is not among"),
         ("arms.1.name=random", "found twice: .*random"),
@@ -56,6 +81,42 @@ def test_a_wrong_study_is_refused_with_the_key_and_the_remedy(override: str, mes
         load_study(DEMO, [override])
 
 
+def paths_of_numbers(node: Any, path: str = "") -> Iterator[str]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{path}{key}"
+        yield from paths_of_numbers(value, f"{path}{key}.")
+
+
+NUMBERS = sorted(paths_of_numbers(load_study(DEMO).dump()))
+
+
+def raw_study() -> Any:
+    return yaml.safe_load(yaml.safe_dump(load_study(DEMO).dump()))  # every default spelt out, so that lists can be set
+
+
+@pytest.mark.parametrize("text", [".inf", "-.inf", ".nan"])
+def test_no_number_of_a_study_may_be_infinite_or_undefined(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(raw_study()))
+    assert len(NUMBERS) > 60
+    for path in NUMBERS:
+        with pytest.raises(ConfigError, match=rf'"{path}": .*, found -?(inf|nan)$'):
+            load_study(tmp_path / "s.yaml", [f"{path}={text}"])
+
+
+def test_no_seed_may_be_negative_or_more_than_a_double_holds(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(raw_study()))
+    seeds = [path for path in NUMBERS if path.endswith("seed")]
+    assert len(seeds) == 7  # data, splits, two runs of pretraining, finetune, compare, subgroups
+    for path in seeds:
+        with pytest.raises(ConfigError, match=rf'"{path}": .* greater than or equal to 0, found -1'):
+            load_study(tmp_path / "s.yaml", [f"{path}=-1"])
+        with pytest.raises(ConfigError, match="less than or equal to"):
+            load_study(tmp_path / "s.yaml", [f"{path}={2**53 + 1}"])
+        assert load_study(tmp_path / "s.yaml", [f"{path}={2**53}"])
+
+
 def test_a_study_without_data_says_how_to_give_it(tmp_path: Path) -> None:
     raw = yaml.safe_load(DEMO.read_text())
     del raw["data"]["generate"]
@@ -72,9 +133,11 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
         load_study(path)
 
 
-def test_an_absent_study_file_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml not found"):
-        load_study(Path("nowhere.yaml"))
+def test_a_study_file_that_is_absent_or_a_folder_is_told_without_its_path(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "nowhere.yaml", r"nowhere\.yaml not found"), (tmp_path, "cannot be read")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_study(path)
+        assert str(tmp_path.parent) not in str(caught.value)
 
 
 def test_floats_that_kfp_makes_of_integers_are_integers_again_and_others_are_not() -> None:
@@ -90,17 +153,38 @@ def test_a_digest_knows_values_not_their_order_or_number_type() -> None:
     assert digest([1, 2]) != digest([2, 1])
 
 
-def test_resources_and_wording_leave_the_study_digest_as_it_is() -> None:
+def test_resources_wording_and_the_place_of_the_data_leave_the_study_digest_as_it_is() -> None:
     study = load_study(DEMO)
     assert study.digest == load_study(DEMO, ["resources.processes=2", "report.title=Other"]).digest
+    assert study.digest == load_study(DEMO, ["data.root=/elsewhere"]).digest
+    assert study.digest != load_study(DEMO, ["data.name=other"]).digest
     assert study.digest != load_study(DEMO, ["finetune.seed=5"]).digest
 
 
-def test_sizes_are_all_counts_or_all_fractions() -> None:
-    assert SplitConfig(train=100, validation=10, test=20).exact
-    assert not SplitConfig(train=0.5, validation=0.25, test=0.25).exact
-    with pytest.raises(ValueError, match="must be whole"):
-        SplitConfig(train=100.5, validation=10, test=20)
+@pytest.mark.parametrize(
+    ("sizes", "exact"),
+    [((100, 10, 20), True), ((100, 1, 1), True), ((1, 1.0, 2.0), True), ((0.5, 0.25, 0.25), False)],
+)
+def test_whole_sizes_of_which_one_is_above_1_are_counts_and_those_that_sum_to_1_are_fractions(
+    sizes: tuple[float, ...], exact: bool
+) -> None:
+    assert SplitConfig(train=sizes[0], validation=sizes[1], test=sizes[2]).exact is exact
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((100.5, 10, 20), "must be whole"),
+        ((100.5, 1, 1), "must be whole"),
+        ((100, 0.5, 20), "a mixture"),
+        ((1, 1, 1), "fractions must sum to 1"),
+        ((1, 0, 0), "greater than 0"),
+        ((1e400, 10, 20), "finite number"),
+    ],
+)
+def test_other_sizes_are_refused(sizes: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SplitConfig(train=sizes[0], validation=sizes[1], test=sizes[2])
 
 
 def test_sections_are_frozen() -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from medssl import layout, schema
 from medssl.code_version import stage_version
 from medssl.config import ArmConfig, ConfigError, GenerateConfig, PretrainRun, Study, load_study
-from medssl.exit_codes import FAILURE, OK, BadInputError, exit_code
+from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
 from medssl.progress import Progress
 from medssl.stages import analysis, data, train
 from medssl.stages.step import Made
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except Exception as error:
+    except (Exception, TerminatedError) as error:
         if (code := exit_code(error)) == FAILURE:
             raise
         sys.stderr.write(f"error: {error}\n")

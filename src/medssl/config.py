@@ -7,7 +7,8 @@ inside dictionaries on as floats; pydantic's lax mode accepts 8.0 for an integer
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,10 +20,22 @@ from medssl.exit_codes import BadInputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, which is exact to here
 
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 RANDOM_INITIALIZATION = "random"
+# A ValueError: an impossible date or number; a RecursionError: nested a thousand deep.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
+
+
+def _has_repeats(values: Sequence[Hashable]) -> bool:
+    return len(set(values)) != len(values)
+
+
+def _as_named(values: Sequence[float]) -> list[float]:
+    """The numbers to the 6 digits with which they stand in the names of folders and groups."""
+    return [float(f"{value:g}") for value in values]
 
 
 class ConfigError(BadInputError, ValueError):
@@ -30,9 +43,9 @@ class ConfigError(BadInputError, ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and no unknown key passes."""
+    """Base of every section: immutable, and neither an unknown key nor a number that is not finite passes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def dump(self) -> dict[str, Any]:
         """The section as plain JSON types, as it travels in a pipeline parameter."""
@@ -46,7 +59,7 @@ class GenerateConfig(Section):
     """The generated data set of a demo study, in place of a folder of one's own."""
 
     patients: int = Field(400, ge=20)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     image_size_px: int = Field(128, ge=32, le=1024)
 
 
@@ -91,12 +104,12 @@ class TaskConfig(Section):
 
 
 class SplitConfig(Section):
-    """Sizes of the splits: exact numbers of images (all integers) or fractions of them (all at most 1)."""
+    """Sizes of the splits: exact numbers of images (whole, one at least above 1) or fractions of them (sum 1)."""
 
     train: float = Field(gt=0)
     validation: float = Field(gt=0)
     test: float = Field(gt=0)
-    seed: int = 0
+    seed: Seed = 0
     draws: int = Field(1, ge=1, le=100)  # independent orders of the patients, from which label fractions are cut
 
     @property
@@ -107,17 +120,19 @@ class SplitConfig(Section):
     @property
     def exact(self) -> bool:
         """Whether the sizes are numbers of images rather than fractions."""
-        return all(size > 1 for size in self.sizes.values())
+        sizes = self.sizes.values()
+        return all(size >= 1 and size.is_integer() for size in sizes) and any(size > 1 for size in sizes)
 
     @model_validator(mode="after")
     def _one_kind_of_size(self) -> Self:
         sizes = list(self.sizes.values())
         if self.exact:
-            if any(size != int(size) for size in sizes):
-                raise ValueError(f"splits: sizes above 1 are numbers of images and must be whole, found {sizes}")
-        elif any(size > 1 for size in sizes):
+            return self
+        if all(size >= 1 for size in sizes) and any(size > 1 for size in sizes):
+            raise ValueError(f"splits: sizes above 1 are numbers of images and must be whole, found {sizes}")
+        if any(size > 1 for size in sizes):
             raise ValueError(f"splits: give three fractions or three numbers of images, found a mixture: {sizes}")
-        elif not math.isclose(sum(sizes), 1.0, abs_tol=1e-6):
+        if not math.isclose(sum(sizes), 1.0, abs_tol=1e-6):
             raise ValueError(f"splits: fractions must sum to 1, found {sizes} = {sum(sizes):g}")
         return self
 
@@ -147,7 +162,7 @@ class EncoderConfig(Section):
     """A SimCLR-style ResNet (spec 1.2)."""
 
     depth: Literal[18, 34, 50, 101, 152] = 50
-    width: float = Field(1.0, gt=0, le=8)
+    width: float = Field(1.0, ge=1 / 64, le=8)  # the stem has 64 filters: below, none is left
 
     @property
     def display_name(self) -> str:
@@ -180,7 +195,7 @@ class PretrainRun(Section):
     pair_within: Literal["case", "patient"] = "case"
     image_size_px: int = Field(224, ge=16)
     checkpoint_every_steps: Positive = 500
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -207,8 +222,8 @@ class FinetuneConfig(Section):
 
     num_steps: Positive
     batch_size: int = Field(256, ge=2)
-    learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...] = (0.0,)
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...]
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     momentum: float = Field(0.9, ge=0, lt=1)
     label_fractions: tuple[Fraction, ...]
     # per_fraction: the grid is searched at each label fraction; full: at the largest one, and reused (spec 3.3).
@@ -223,14 +238,16 @@ class FinetuneConfig(Section):
     contrast: float = Field(0.2, ge=0, le=1)
     image_size_px: int = Field(224, ge=16)
     checkpoint_every_steps: Positive = 1000
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
+    def _distinct(self) -> Self:
         for key in ("learning_rates", "weight_decays", "label_fractions"):
-            values = getattr(self, key)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"finetune.{key} must be a list of distinct numbers, found {list(values)}")
+            values = list(getattr(self, key))
+            if not values or _has_repeats(_as_named(values)):
+                raise ValueError(
+                    f"finetune.{key} must be a list of numbers that differ in their first 6 digits, found {values}"
+                )
         return self
 
 
@@ -240,15 +257,33 @@ class PredictConfig(Section):
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     batch_size: Positive = 256
 
+    @model_validator(mode="after")
+    def _test_is_predicted(self) -> Self:
+        if "test" not in self.splits or _has_repeats(self.splits):
+            raise ValueError(f'predict.splits must name "test" and each split once, found {list(self.splits)}')
+        return self
+
 
 class CompareConfig(Section):
-    """Paired bootstrap (spec 3.7)."""
+    """Paired bootstrap (spec 3.7); every pair counts once in the correction for multiple comparisons."""
 
     pairs: tuple[tuple[Name, Name], ...] = ()
     num_replicates: int = Field(1000, ge=100, le=100_000)
     alpha: float = Field(0.05, gt=0, lt=0.5)
     resampling_units: tuple[Literal["patient", "image"], ...] = ("patient", "image")
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if alone := [pair for pair in self.pairs if pair[0] == pair[1]]:
+            raise ValueError(f"compare.pairs: {list(alone[0])} compares an arm with itself; name two arms")
+        if _has_repeats([frozenset(pair) for pair in self.pairs]):  # [b, a] is [a, b] with the other sign
+            pairs = [list(pair) for pair in self.pairs]
+            raise ValueError(f"compare.pairs: two arms may be compared once, in either order, found {pairs}")
+        if not self.resampling_units or _has_repeats(self.resampling_units):
+            found = list(self.resampling_units)
+            raise ValueError(f'compare.resampling_units must be "patient", "image" or both, found {found}')
+        return self
 
 
 class SubgroupConfig(Section):
@@ -259,11 +294,20 @@ class SubgroupConfig(Section):
         "age_band",
         "view_position",
     )
-    age_edges: tuple[float, ...] = (40, 60, 80)
+    age_edges: tuple[Annotated[float, Field(ge=0)], ...] = (40, 60, 80)  # in years
     min_patients: Positive = 20
     num_replicates: int = Field(1000, ge=100, le=100_000)
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if _has_repeats(self.by):
+            raise ValueError(f"subgroups.by must name each attribute once, found {list(self.by)}")
+        edges = _as_named(self.age_edges)
+        if not edges or any(low >= high for low, high in pairwise(edges)):
+            raise ValueError(f"subgroups.age_edges must be increasing ages in years, found {list(self.age_edges)}")
+        return self
 
 
 class ReportConfig(Section):
@@ -333,8 +377,13 @@ class Study(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the study's settings; resources and wording do not count, since no result depends on them."""
-        return digest({k: v for k, v in self.dump().items() if k not in ("resources", "report")})
+        """SHA-256 of the study's settings.
+
+        Neither resources nor wording nor the folder of the data set counts: no result depends on them.
+        """
+        settings = {key: value for key, value in self.dump().items() if key not in ("resources", "report")}
+        settings["data"] = {key: value for key, value in settings["data"].items() if key != "root"}
+        return digest(settings)
 
 
 def _unique(what: str, names: Sequence[str]) -> set[str]:
@@ -372,8 +421,10 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"study file {path.name} not found in {path.parent}; see pipelines/studies/") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"study file {path.name} not found; see pipelines/studies/") from None
+    except OSError as error:  # its own text holds the path
+        raise ConfigError(f"study file {path.name} cannot be read: {error.strerror}; give a YAML file") from None
+    except _NO_YAML as error:
         raise ConfigError(f"study file {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"study file {path.name}: expected sections with keys, found {type(raw).__name__}")
@@ -429,8 +480,13 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     for part in parents:
         node = _child(node, part, override)
-    value = yaml.safe_load(text)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    try:
+        value = yaml.safe_load(text)
+    except _NO_YAML:
+        raise ConfigError(
+            f"--set {override}: the value cannot be read as YAML; close brackets and quotation marks"
+        ) from None
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
@@ -439,7 +495,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
         return node[int(part)]
     if not isinstance(node, dict):
         raise ConfigError(f"--set {override}: {part} does not name a section of the study")

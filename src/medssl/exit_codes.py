@@ -7,9 +7,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 OK = 0
 FAILURE = 1
@@ -24,8 +25,25 @@ class BadInputError(Exception):
     """What a user gave cannot be used: a file, a table, a configuration. The message says what to do."""
 
 
-class TerminatedError(Exception):
-    """The process was asked to stop (SIGTERM) and has saved its work."""
+class TerminatedError(BaseException):
+    """The process was asked to stop (SIGTERM) and has saved its work.
+
+    No `Exception`: code that carries on after an error must not carry on after this.
+    """
+
+
+@contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Within, SIGTERM raises TerminatedError, so that runs are closed and work is kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError("stopped by SIGTERM; run again to go on")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def exit_code(error: BaseException) -> int:

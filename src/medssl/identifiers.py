@@ -16,6 +16,7 @@ from typing import Literal, Self
 from medssl.exit_codes import BadInputError
 
 KEY_VARIABLE = "MEDSSL_PATIENT_KEY"
+KEY_FILE_VARIABLE = "MEDSSL_PATIENT_KEY_FILE"
 # Known to everyone, so that splits of generated and public sets are the same everywhere. Their ids can be
 # enumerated; with this key an identifier hides nothing.
 PUBLIC_SECRET = b"medssl: the key of public data sets"
@@ -41,36 +42,43 @@ class PatientKey:
         kind: Literal["public", "private"],
         *,
         key_file: Path | None,
+        default_file: Path | None,
         environment: Mapping[str, str],
         create: bool = False,
     ) -> Self:
-        """The public key, or the private one from `key_file`, else from MEDSSL_PATIENT_KEY.
+        """The public key, or the private one from `key_file`, else MEDSSL_PATIENT_KEY, else `default_file`.
 
         Text that consists of an even number of hexadecimal digits is read as hex, any other as UTF-8.
 
         Args:
             kind: "public" for generated and public sets, "private" for everything else.
-            key_file: File with the private key; it goes before the environment.
+            key_file: The file that the user named; where it is given, nothing else is asked.
+            default_file: Where the key lies when the user said nothing.
             environment: The process environment.
-            create: Make `key_file` (mode 0600, 256 random bits) where neither it nor the variable exists.
+            create: Make an absent `default_file` (mode 0600, 256 random bits); never a file that the user named, since
+                a wrong name would give other identifiers unseen.
 
         Raises:
             BadInputError: There is no private key, or it is too short or not text.
         """
         if kind == "public":
             return cls(PUBLIC_SECRET)
-        if key_file is not None and key_file.exists():
-            return cls(_read(key_file))
+        if key_file is not None:
+            return cls(_secret_of_named(key_file))
         if KEY_VARIABLE in environment:
             return cls(_parse(environment[KEY_VARIABLE], KEY_VARIABLE))
-        if key_file is not None and create:
-            _create(key_file)
-            return cls(_read(key_file))
-        absent = "neither the key file nor" if key_file is not None else "no key file was given and"
-        raise BadInputError(
-            f"no private patient key: {absent} {KEY_VARIABLE} exists; give --key-file FILE or set {KEY_VARIABLE} to at "
-            f"least {MIN_KEY_BYTES} random bytes (hex or text); `key: public` is for generated and public sets only"
-        )
+        secret = None if default_file is None else _read(default_file)
+        if secret is None and default_file is not None and create:
+            _create(default_file)
+            secret = _read(default_file)
+        if secret is None:
+            absent = "is not set" if default_file is None else "is not set and the default key file does not exist"
+            raise BadInputError(
+                f"no private patient key: {KEY_VARIABLE} {absent}; set {KEY_VARIABLE} to at least {MIN_KEY_BYTES} "
+                f"random bytes (hex or text) or {KEY_FILE_VARIABLE} to a file of them; `key: public` is for generated "
+                "and public sets only"
+            )
+        return cls(secret)
 
     @property
     def key_id(self) -> str:
@@ -100,12 +108,27 @@ def _framed(text: str) -> bytes:
     return len(encoded).to_bytes(8, "big") + encoded
 
 
-def _read(key_file: Path) -> bytes:
+def _secret_of_named(key_file: Path) -> bytes:
+    secret = _read(key_file)
+    if secret is None:
+        raise BadInputError(
+            f"the patient key file that was named does not exist; set {KEY_FILE_VARIABLE} to an existing file "
+            "(`openssl rand -hex 32` makes its content), or unset it"
+        )
+    return secret
+
+
+def _read(key_file: Path) -> bytes | None:
+    """The secret in the file; None where there is no such file."""
     try:
         text = key_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BadInputError(f"the patient key file cannot be read: {reason}; give a file of hex or text") from None
+        raise BadInputError(
+            f"the patient key file cannot be read: {reason}; set {KEY_FILE_VARIABLE} to a file of hex or text"
+        ) from None
     return _parse(text, "the patient key file")
 
 
@@ -138,5 +161,6 @@ def _create(key_file: Path) -> None:
             temporary.unlink()
     except OSError as error:
         raise BadInputError(
-            f"the patient key file cannot be created: {error.strerror}; choose another --key-file or set {KEY_VARIABLE}"
+            f"the patient key file cannot be created: {error.strerror}; set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to "
+            "an existing file"
         ) from None

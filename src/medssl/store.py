@@ -5,7 +5,8 @@ lists the files with their digests; it is written last and its own digest is the
 opens is complete. Nothing in it is a host, a path or a time.
 
 Layout: `<root>/<kind>/<sha256>/…` artifacts, `<root>/keys/<key>.json` results found by what they were made from,
-`<root>/work/<key>/` training state, `<root>/private/<sha256>/` the table that leads from image_id to its file.
+`<root>/records/<key>.json` how they were made, `<root>/work/<key>/` training state, `<root>/private/<sha256>/` the
+table that leads from image_id to its file.
 """
 
 import hashlib
@@ -184,11 +185,7 @@ class Store:
 
     def remember(self, key: str, artifact: Artifact) -> None:
         """Record that what `key` describes has been made."""
-        folder = Path(self.root) / "keys" if self._local else self._scratch / "keys"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{key}.json", {"kind": artifact.kind, "digest": artifact.digest})
-        if not self._local:
-            self._fs.put_file(str(folder / f"{key}.json"), f"{self.root}/keys/{key}.json")
+        self._write("keys", key, {"kind": artifact.kind, "digest": artifact.digest})
 
     def recall(self, key: str) -> Artifact | None:
         """What was made for `key`, or None where nothing was or its bytes are no longer right."""
@@ -202,6 +199,15 @@ class Store:
         except StoreError:
             return None
 
+    def record(self, key: str, entry: Mapping[str, Any]) -> None:
+        """Keep how the result of `key` was made: what `records` returns."""
+        self._write("records", key, entry)
+
+    def records(self) -> list[dict[str, Any]]:
+        """How every result in this store was made, in no order."""
+        paths = self._fs.glob(f"{self.root}/records/*.json")
+        return [json.loads(self._fs.cat_file(path)) for path in paths]
+
     def work_dir(self, key: str) -> Path:
         """The local folder for unfinished work on what `key` describes; kept until `forget_work`."""
         folder = self._scratch / "work" / key
@@ -211,6 +217,13 @@ class Store:
     def forget_work(self, key: str) -> None:
         """Remove the unfinished work on `key`."""
         shutil.rmtree(self._scratch / "work" / key, ignore_errors=True)
+
+    def _write(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
+        folder = self._scratch / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{key}.json", entry)
+        if not self._local:
+            self._fs.put_file(str(folder / f"{key}.json"), f"{self.root}/{kind}/{key}.json")
 
     def _is_intact(self, folder: Path) -> bool:
         try:

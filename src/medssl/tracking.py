@@ -147,7 +147,7 @@ def create_database(uri: str) -> None:
 def start_study(
     name: str, run_key: str, params: Mapping[str, Any], tags: Mapping[str, str], *, artifact_location: str
 ) -> str:
-    """Open the parent run of a study run, found by its run key or new; returns its run id.
+    """Open the parent run of a study run, found by its run key or new; returns its run id, "" without an answer.
 
     Args:
         name: Shown in MLflow.
@@ -156,10 +156,20 @@ def start_study(
         tags: Further tags.
         artifact_location: Where a new experiment on a store without a server keeps its files.
     """
+    try:
+        return _start_study(name, run_key, params, tags, artifact_location=artifact_location)
+    except Exception as error:  # tracking must never cost a result
+        say(f"warning: MLflow cannot be reached ({type(error).__name__}); the study goes on without it")
+        return ""
+
+
+def _start_study(
+    name: str, run_key: str, params: Mapping[str, Any], tags: Mapping[str, str], *, artifact_location: str
+) -> str:
     client = _client()
     local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-    if local and client.get_experiment_by_name(_experiment_name()) is None:
-        client.create_experiment(_experiment_name(), artifact_location=artifact_location)
+    if local and client.get_experiment_by_name(experiment_name()) is None:
+        client.create_experiment(experiment_name(), artifact_location=artifact_location)
     parent = _find_parent(client, run_key)
     if parent:
         client.update_run(parent, status="RUNNING")
@@ -184,7 +194,33 @@ def end_study(
         metrics: Headline numbers of the study.
         report: Path of the report's folder, or "" where there is none.
     """
-    client = _client()
+    if not parent:
+        return
+    try:
+        _end_study(_client(), parent, status, cached=cached, metrics=metrics, report=report)
+    except Exception as error:  # tracking must never cost a result
+        say(f"warning: MLflow does not take the end of this study ({type(error).__name__}); its results are complete")
+
+
+def close_study(run_key: str) -> None:
+    """Close the runs of a study run that was killed and will not be taken up again."""
+    try:
+        client = _client()
+        if parent := _find_parent(client, run_key):
+            _end_study(client, parent, "KILLED", cached={}, metrics={}, report="")
+    except Exception as error:  # tracking must never cost a result
+        say(f"warning: MLflow cannot be reached ({type(error).__name__}); an unfinished run stays open there")
+
+
+def _end_study(
+    client: "MlflowClient",
+    parent: str,
+    status: str,
+    *,
+    cached: Mapping[str, str],
+    metrics: Mapping[str, float],
+    report: str,
+) -> None:
     experiment = _experiment(client)
     children = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{parent}'", max_results=1000)
     for child in children:
@@ -243,11 +279,12 @@ def _hush() -> None:
 
 
 def _experiment(client: "MlflowClient") -> str:
-    found = client.get_experiment_by_name(_experiment_name())
-    return str(found.experiment_id if found else client.create_experiment(_experiment_name()))
+    found = client.get_experiment_by_name(experiment_name())
+    return str(found.experiment_id if found else client.create_experiment(experiment_name()))
 
 
-def _experiment_name() -> str:
+def experiment_name() -> str:
+    """Name of the MLflow experiment that runs are logged to."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", _DEFAULT_EXPERIMENT)
 
 

@@ -3,6 +3,7 @@ import gzip
 import io
 import re
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_blank_rows_and_line_breaks_in_cells_do_not_shift_row_numbers(tmp_path):
     bad = table_text([row(Sex="Robot")]).splitlines()[1]
     broken = '"Set/train/patient00009/study1/view1_frontal.jpg\n",Male,1,Frontal,AP' + "," * 14
     text = "\r\n".join([lines[0], lines[1], "", broken, "   ", "," * 18, lines[2], bad, ""])
-    assert 'column "Sex" holds "Robot" in 1 row (row 8);' in error_of(tmp_path, text)
+    assert 'column "Sex" holds a text of 5 characters in 1 row (row 8);' in error_of(tmp_path, text)
 
 
 def test_row_numbers_are_right_far_down_a_long_table(tmp_path):
@@ -160,7 +161,10 @@ def test_row_numbers_are_right_far_down_a_long_table(tmp_path):
         ({"Age": "-1"}, r'"Age" holds "-1" in 1 row \(row 4\); expected a number from 0 to 130'),
         ({"Age": "061Y"}, r'"Age" holds a text of 4 characters in 1 row \(row 4\)'),
         ({"Age": "nan"}, r'"Age" holds "nan" in 1 row \(row 4\)'),
-        ({"AP/PA": "Oblique"}, r'"AP/PA" holds "Oblique" in 1 row \(row 4\); expected AP, PA'),
+        ({"AP/PA": "Oblique"}, r'"AP/PA" holds a text of 7 characters in 1 row \(row 4\); expected AP, PA'),
+        ({"AP/PA": "ap"}, r'"AP/PA" holds "ap" in 1 row \(row 4\); expected AP, PA'),
+        ({"Sex": "Femal"}, r'"Sex" holds "Femal" in 1 row \(row 4\); expected Female, Male'),
+        ({"Frontal/Lateral": "latteral"}, r'"Frontal/Lateral" holds "latteral" in 1 row \(row 4\)'),
         ({"Frontal/Lateral": "Lateral"}, r"disagree in 1 row \(row 4\); a file of a Frontal row ends in _frontal"),
         ({"Frontal/Lateral": ""}, r'"Frontal/Lateral" holds a text of 0 characters in 1 row \(row 4\)'),
         ({"Path": ""}, r'column "Path" is not of the form .* in 1 row \(row 4\)'),
@@ -177,6 +181,27 @@ def test_a_wrong_cell_is_told_by_column_row_and_what_may_stand_there(tmp_path, c
     message = error_of(tmp_path, text)
     assert message.startswith("train.csv: ")
     assert re.search(expected, message), message
+
+
+@pytest.mark.parametrize("column", ["Sex", "Age", "AP/PA", "Frontal/Lateral", "Edema"])
+@pytest.mark.parametrize("name", ["Emma", "Amal", "Kamal", "Rolf", "Paul", "Pat", "Nan", "Blanka", "Jane Doe", "Adele"])
+def test_no_message_shows_what_could_be_a_name(tmp_path, column, name):
+    message = error_of(tmp_path, table_text([row(**{column: name})]))
+    assert f'column "{column}" holds a text of {len(name)} characters in 1 row (row 2)' in message
+
+
+@pytest.mark.parametrize(("table", "folder"), [("train.csv", "valid"), ("valid.csv", "train")])
+def test_rows_of_the_other_folder_are_told_by_number(tmp_path, table, folder):
+    rows = {
+        "train.csv": ordinary_rows(3),
+        "valid.csv": ordinary_rows(3, folder="valid", first=10),
+    }
+    rows[table] += ordinary_rows(2, folder=folder, first=20)
+    (tmp_path / "valid.csv").write_text(table_text(rows["valid.csv"]))
+    message = error_of(tmp_path, table_text(rows["train.csv"]), valid_table="valid.csv")
+    own = table.removesuffix(".csv")
+    assert message.startswith(f'{table}: column "Path" names another folder than {own} in 2 rows (row 5, row 6); ')
+    assert "move these rows to the table of their folder" in message
 
 
 def test_many_wrong_rows_are_counted_and_five_are_shown(tmp_path):
@@ -219,6 +244,36 @@ def test_ragged_rows_are_told_by_number(tmp_path):
     assert "other than 19 cells in 1 row (row 5; row 5 has 2)" in error_of(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"' + table_text(ordinary_rows(3000)),  # more than the csv module takes for one cell
+        '"' + table_text(ordinary_rows(3)),
+        table_text(ordinary_rows(3)).replace("Sex", '"Sex', 1),
+    ],
+)
+def test_a_quotation_mark_that_nothing_closes_is_told(tmp_path, text):
+    assert "train.csv cannot be parsed as comma-separated rows; close quotation marks" in error_of(tmp_path, text)
+
+
+def test_a_damaged_archive_is_told(tmp_path):
+    whole = gzip.compress(table_text(ordinary_rows(500)).encode())
+    middle = len(whole) // 2
+    damaged = {
+        "zlib.error": whole[:10] + b"\xff" + whole[11:],
+        "EOFError": whole[:middle],
+        "BadGzipFile": whole[:-8] + bytes(8),
+        "no archive": b"Path,Sex\n",
+    }
+    for kind, data in damaged.items():
+        (tmp_path / "train.csv.gz").write_bytes(data)
+        with pytest.raises(BadInputError, match=r"train.csv.gz is damaged: .*; copy it anew"):
+            read(tmp_path, train_table="train.csv.gz")
+        if kind == "zlib.error":
+            with pytest.raises(zlib.error):
+                gzip.decompress(data)
+
+
 def test_text_that_is_not_utf8_is_told_by_row(tmp_path):
     text = table_text([*ordinary_rows(2), row(Sex="Mäle")]).encode("latin-1")
     assert "train.csv is not UTF-8 text (first seen in row 4)" in error_of(tmp_path, text)
@@ -254,7 +309,7 @@ def test_missing_folder_table_and_images_each_say_what_to_do(tmp_path):
     touch(tmp_path, ordinary_rows(1, first=100))
     assert read(tmp_path).index.num_rows == 200
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"x" * 999)[:20])
-    with pytest.raises(BadInputError, match=r"train.csv.gz cannot be read"):
+    with pytest.raises(BadInputError, match=r"train.csv.gz is damaged"):
         read(tmp_path, train_table="train.csv.gz")
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from medssl import layout, schema
+from medssl import schema
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 900
@@ -175,6 +175,17 @@ def test_no_raw_patient_identifier_or_path_leaves_the_private_store(study: Copy)
                 assert "patient00" not in str(pq.read_table(path).to_pydict()), path.name
 
 
+def test_a_damaged_result_is_noticed_and_made_again(study: Copy) -> None:
+    predictions = (study.out / "predictions.parquet").resolve()
+    predictions.write_bytes(predictions.read_bytes()[:-1])
+    noticed = study.run()
+    assert noticed.returncode == 78
+    assert "remove its folder from the store and run again: compare will make it anew" in noticed.stderr
+    shutil.rmtree(predictions.parent)
+    study.finished()
+    assert {task for task, is_cached in study.tasks().items() if not is_cached} == {"fingerprint", "compare"}
+
+
 def test_too_many_corrupt_images_stop_the_run_with_one_message(tmp_path: Path) -> None:
     copy = Copy(PROJECT, tmp_path / "out")
     done = copy.run("--set", "shards.max_undecodable_share=0")
@@ -184,20 +195,84 @@ def test_too_many_corrupt_images_stop_the_run_with_one_message(tmp_path: Path) -
     assert "Traceback" not in done.stdout + done.stderr
 
 
+HEADER = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,"
+)
+HEADER += (
+    "Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+)
+ROW = "set/train/patient00007/study1/view1_frontal.jpg,Male,60,Frontal,AP,,,,,,1.0,,,,,,,,"
+OTHER = ROW.replace("study1", "study2")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("table", "message"),
     [
-        (["--set", "data.root=/nowhere/at/all"], "folder"),
-        (["--set", "finetune.num_stepss=3"], "unknown key"),
-        (["--set", "splits={train: 100000, validation: 10, test: 10}"], "split"),
+        (None, "folder"),
+        ([HEADER.replace("Edema", "Edemma"), ROW], "Edemma"),
+        ([HEADER, OTHER, ROW.replace("1.0", "2.0")], "row 3"),
+        ([HEADER, OTHER, ROW.replace("patient00007", "somebody")], "row 3"),
+        ([HEADER, ROW, OTHER, ROW], "row 4"),
     ],
 )
-def test_bad_input_stops_before_any_work(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_bad_table_stops_before_any_work_with_one_line(tmp_path: Path, table: list[str] | None, message: str) -> None:
+    root = tmp_path / "set"
+    if table is not None:
+        for name in ("study1", "study2"):
+            image = root / "train" / "patient00007" / name / "view1_frontal.jpg"
+            image.parent.mkdir(parents=True)
+            image.write_bytes(b"")
+        (root / "train.csv").write_text("\n".join(table) + "\n")
     copy = Copy(PROJECT, tmp_path / "out")
-    done = copy.run(*arguments)
+    done = copy.run("--set", f"data.root={root}", "--set", "data.valid_table=null")
+    assert done.returncode == 78
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert "patient0" not in done.stderr
+    assert "view1" not in done.stderr
+    assert not (copy.out / "run.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetune.num_stepss=3", "unknown key"),
+        ("splits={train: 100000, validation: 10, test: 10}", "split"),
+        ("task.findings=[Edemaa]", "no label for Edemaa"),
+        ("pretraining.1.batch_size=500", "batch_size is 500"),
+        ("finetune.label_fractions=[0.000001, 1.0]", "leaves none"),
+    ],
+)
+def test_a_study_that_cannot_work_stops_before_any_work(tmp_path: Path, setting: str, message: str) -> None:
+    copy = Copy(PROJECT, tmp_path / "out")
+    done = copy.run("--set", setting)
     assert done.returncode == 78
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (copy.out / "run.log").exists()
-    assert layout.INDEX not in {path.name for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters", "predict"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_stopped_at_any_stage_ends_with_the_same_results(
+    tmp_path: Path, moment: str, how: signal.Signals
+) -> None:
+    copy = Copy(PROJECT, tmp_path / "out")
+    with subprocess.Popen(
+        copy.command(), env=copy.environment, cwd=copy.project, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if moment in line:
+                process.send_signal(how)
+                break
+        process.stdout.read()
+    assert process.returncode == (143 if how == signal.SIGTERM else -9)
+    copy.finished()
+    whole = Copy(PROJECT, tmp_path / "whole")
+    whole.finished()
+    found, expected = (json.loads((c.out / "run.json").read_text())["artifacts"] for c in (copy, whole))
+    assert {name: a["sha256"] for name, a in found.items()} == {name: a["sha256"] for name, a in expected.items()}

@@ -65,8 +65,7 @@ def test_another_way_to_the_same_inputs_is_the_same_work(tmp_path: Path) -> None
 def test_a_record_of_the_work_is_kept(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     make(store)
-    (path,) = steps.records_dir(store).glob("*.json")
-    record = json.loads(path.read_text())
+    (record,) = store.records()
     assert (record["stage"], record["code_version"], record["output"]["kind"]) == ("ingest", "1", "index")
 
 

@@ -1,7 +1,7 @@
 """CSV tables as text cells whose rows keep their numbers, so that a message can point at what is wrong.
 
 A row is named by its number as a spreadsheet shows it: the header is row 1, and blank rows count. No message quotes a
-cell that could be a path or an id.
+cell that could be a path, an id or a name.
 """
 
 import csv
@@ -9,6 +9,7 @@ import difflib
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from numpy.typing import NDArray
 from medssl.exit_codes import BadInputError
 
 MAX_EXAMPLES = 5
+# The share of common letters (difflib) from which a text is a misspelt word of ours. From 0.6, difflib's own limit,
+# "Emma" would be a misspelt "Female".
+MIN_SIMILARITY = 0.8
+MIN_MISSPELT_CHARACTERS = 4  # of a word of ours; two letters as AP are part of too many names
+CLOSE_QUOTES = "cannot be parsed as comma-separated rows; close quotation marks and give the complete table"
 
 Column = Any  # a pyarrow array; the published stubs cannot say of what
 
@@ -49,7 +55,15 @@ class Cells:
         if rows.size:
             raise BadInputError(f"{self.name}: {found} in {count(rows.size)} ({examples(rows)}); {remedy}")
 
-    def translate(self, column: str, meaning: Callable[[str], object], kind: Any, *, expected: str) -> Column:
+    def translate(
+        self,
+        column: str,
+        meaning: Callable[[str], object],
+        kind: Any,
+        *,
+        expected: str,
+        words: Iterable[str] = (),
+    ) -> Column:
         """The column as type `kind`, each distinct text replaced by its meaning.
 
         Args:
@@ -57,6 +71,7 @@ class Cells:
             meaning: Raises KeyError or ValueError for a text that has none.
             kind: A pyarrow type.
             expected: What the column may hold, for the message.
+            words: Words that the column may hold; a text that misspells one is shown.
 
         Raises:
             BadInputError: Some rows hold a text without a meaning.
@@ -72,7 +87,8 @@ class Cells:
                 meanings.append(None)
                 is_wrong[i] = True
         if is_wrong.any():
-            shown = dict.fromkeys(_shown(texts[i]) for i in np.flatnonzero(is_wrong)[:MAX_EXAMPLES])
+            known = tuple(words)
+            shown = dict.fromkeys(_shown(texts[i], known) for i in np.flatnonzero(is_wrong)[:MAX_EXAMPLES])
             self.reject(
                 is_wrong[encoded.indices.to_numpy()],
                 f'column "{column}" holds {", ".join(shown)}',
@@ -91,7 +107,7 @@ def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cel
         required: Columns that must be there; any others are counted and ignored.
 
     Raises:
-        BadInputError: The table is missing, empty, no UTF-8, ragged, or lacks a column.
+        BadInputError: The table is missing, damaged, empty, no UTF-8, ragged, or lacks a column.
     """
     label = Path(name).name
     try:
@@ -99,10 +115,14 @@ def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cel
         text = gzip.decompress(data) if name.endswith(".gz") else data
     except FileNotFoundError:
         raise BadInputError(f"{label} is not in the data set's folder; give its name as {setting}") from None
-    except (OSError, EOFError) as error:  # an OSError's own text holds the path
-        raise BadInputError(f"{label} cannot be read ({type(error).__name__}); copy it anew") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise BadInputError(f"{label} is damaged: it cannot be decompressed to its end; copy it anew") from None
+    except OSError as error:  # its own text holds the path
+        raise BadInputError(f"{label} cannot be read: {error.strerror}; give a file that can be read") from None
     header = _header(label, text)
     if any(column not in header for column in required):
+        if any("\n" in cell for cell in header):  # more likely a quotation mark that swallowed the next rows
+            raise BadInputError(f"{label} {CLOSE_QUOTES}")
         raise BadInputError(f"{label}: {_missing(required, header)}; name the columns as expected")
     for column in required:
         if header.count(column) > 1:
@@ -122,7 +142,10 @@ def _header(name: str, text: bytes) -> list[str]:
         raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8") from None
     if not decoded.strip():
         raise BadInputError(f"{name} is empty; give the complete table")
-    return next(csv.reader(io.StringIO(decoded)), [])
+    try:
+        return next(csv.reader(io.StringIO(decoded)), [])
+    except csv.Error:  # a quotation mark that nothing closes makes a cell over csv's limit of 131072 characters
+        raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
 
 
 def _missing(required: Sequence[str], header: Sequence[str]) -> str:
@@ -130,7 +153,7 @@ def _missing(required: Sequence[str], header: Sequence[str]) -> str:
     unknown = [column for column in header if column not in required]
     named = []
     for column in missing[:MAX_EXAMPLES]:
-        similar = difflib.get_close_matches(column, unknown, n=1)
+        similar = difflib.get_close_matches(column, unknown, n=1, cutoff=MIN_SIMILARITY)
         named.append(f'"{column}"' + (f' (found "{similar[0]}")' if similar else ""))
     return f"row 1 lacks {len(missing)} of {len(required)} columns: {', '.join(named)}{more(len(missing))}"
 
@@ -162,9 +185,7 @@ def _parse(name: str, text: bytes, required: Sequence[str]) -> tuple[dict[str, C
             ),
         )
     except pa.ArrowInvalid:  # its text quotes the table
-        raise BadInputError(
-            f"{name} cannot be parsed as comma-separated rows; close quotation marks and give the complete table"
-        ) from None
+        raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
     if ragged:
         number, found, expected = ragged[0]
         raise BadInputError(
@@ -201,8 +222,16 @@ def more(number: int) -> str:
     return ", …" if number > MAX_EXAMPLES else ""
 
 
-def _shown(text: str) -> str:
-    """A cell as a message may show it: short numbers and words, nothing that could be a path or an id."""
-    if re.fullmatch(r"[+-]?\d{1,3}(\.\d{1,3})?|[A-Za-z ]{1,12}", text):
+def _shown(text: str, words: Sequence[str]) -> str:
+    """A cell as a message may show it: short numbers and misspelt `words`, nothing that could be an id or a name."""
+    is_number = re.fullmatch(r"[+-]?\d{1,3}(\.\d{1,3})?|nan|NaN", text)
+    if is_number or any(_misspells(text.casefold(), word.casefold()) for word in words):
         return f'"{text}"'
     return f"a text of {len(text)} characters"
+
+
+def _misspells(text: str, word: str) -> bool:
+    if text == word:
+        return True
+    is_long = len(word) >= MIN_MISSPELT_CHARACTERS
+    return is_long and difflib.SequenceMatcher(a=text, b=word).ratio() >= MIN_SIMILARITY

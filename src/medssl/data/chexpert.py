@@ -31,6 +31,7 @@ PATH_PATTERN = (
     r"^[^/]+/(?P<folder>train|valid)/(?P<patient>patient[0-9]{5,})/(?P<study>study[0-9]+)"
     r"/(?P<name>view[0-9]+_(?P<view>frontal|lateral)\.(?:jpg|jpeg|png))$"
 )
+FOLDERS = {"train": "train", "official_valid": "valid"}  # of the images, by source_split
 VIEWS = {"Frontal": "frontal", "Lateral": "lateral"}
 SEXES = {"Female": "female", "Male": "male", "Unknown": None, "": None}
 # LL and RL, in 17 rows of the public table, are left and right lateral projections.
@@ -87,7 +88,7 @@ def read(root: Path, config: DataConfig, key: PatientKey) -> ChexpertIndex:
     tables = {
         split: read_cells(root, name, setting=setting, required=COLUMNS) for split, (setting, name) in settings.items()
     }
-    names = {split: _names(cells) for split, cells in tables.items()}
+    names = {split: _names(cells, FOLDERS[split]) for split, cells in tables.items()}
     if config.valid_table:
         _reject_shared_patients(tables["train"], names["train"], tables["official_valid"], names["official_valid"])
     _probe(root, names["train"].file)
@@ -104,7 +105,7 @@ def read(root: Path, config: DataConfig, key: PatientKey) -> ChexpertIndex:
     return ChexpertIndex(index, schema.check(sources, schema.SOURCES, "sources"), _summarize(index, tables, names))
 
 
-def _names(cells: Cells) -> _Names:
+def _names(cells: Cells, expected_folder: str) -> _Names:
     parts: Column = pc.extract_regex(cells.columns["Path"], PATH_PATTERN)
     cells.reject(
         parts.is_null(),
@@ -112,7 +113,15 @@ def _names(cells: Cells) -> _Names:
         "expected train or valid, patient and at least 5 digits, study, view, and jpg, jpeg or png",
     )
     folder, patient, study, name, view = (parts.field(i) for i in range(5))
-    stated = cells.translate("Frontal/Lateral", VIEWS.__getitem__, pa.string(), expected="Frontal or Lateral")
+    cells.reject(
+        pc.not_equal(folder, pa.scalar(expected_folder)),
+        f'column "Path" names another folder than {expected_folder}',
+        f"this table lists the images of the folder {expected_folder}: move these rows to the table of their folder, "
+        "or give the right tables as data.train_table and data.valid_table",
+    )
+    stated = cells.translate(
+        "Frontal/Lateral", VIEWS.__getitem__, pa.string(), expected="Frontal or Lateral", words=VIEWS
+    )
     cells.reject(
         pc.not_equal(view, stated),
         'columns "Path" and "Frontal/Lateral" disagree',
@@ -164,7 +173,9 @@ def _probe(root: Path, file: Column) -> None:
 
 def _rows(source_split: str, cells: Cells, names: _Names) -> pa.Table:
     """One table's rows of the index, with the source's own names where identifiers will stand."""
-    stated = cells.translate("AP/PA", VIEW_POSITIONS.__getitem__, pa.string(), expected="AP, PA, LL, RL or blank")
+    stated = cells.translate(
+        "AP/PA", VIEW_POSITIONS.__getitem__, pa.string(), expected="AP, PA, LL, RL or blank", words=VIEW_POSITIONS
+    )
     is_lateral: Column = pc.equal(names.view, pa.scalar("lateral"))
     number = f"a number from 0 to {MAX_AGE_YEARS} or blank"
     columns: dict[str, Column] = {
@@ -173,7 +184,9 @@ def _rows(source_split: str, cells: Cells, names: _Names) -> pa.Table:
         "image_id": names.file,
         "source_split": pa.repeat(source_split, cells.rows.size),
         "view_position": pc.if_else(is_lateral, pa.scalar("lateral"), stated),
-        "sex": cells.translate("Sex", SEXES.__getitem__, pa.string(), expected="Female, Male, Unknown or blank"),
+        "sex": cells.translate(
+            "Sex", SEXES.__getitem__, pa.string(), expected="Female, Male, Unknown or blank", words=SEXES
+        ),
         "age_years": cells.translate("Age", _age_years, pa.float32(), expected=number),
         "skin_type": pa.nulls(cells.rows.size, pa.string()),
         "site": pa.nulls(cells.rows.size, pa.string()),

@@ -161,7 +161,7 @@ def headline_metrics(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int, flo
     return [
         (f"test_mean_auc/{row['arm_a']}/fraction{row['label_fraction']:g}", 0, row["estimate"])
         for row in rows
-        if (row["split"], row["metric"], row["repeat"]) == ("test", "mean_auc", "mean")
+        if (row["split"], row["metric"], row["repeat"], row["subgroup"]) == ("test", "mean_auc", "mean", "all")
         and row["arm_b"] is None
         and row["estimate"] is not None
         and row["draw"] == 0

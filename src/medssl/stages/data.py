@@ -5,11 +5,9 @@ from pathlib import Path
 
 from medssl import layout, schema
 from medssl.config import DataConfig, ShardConfig, SplitConfig
-from medssl.identifiers import PatientKey
+from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
 from medssl.stages import step as steps
-from medssl.store import Store, write_json
-
-KEY_FILE_VARIABLE = "MEDSSL_PATIENT_KEY_FILE"
+from medssl.store import Store, StoreError, write_json
 
 
 def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str) -> steps.Made:
@@ -43,7 +41,7 @@ def ingest(
     with steps.start(
         "ingest", store=store, code_version=code_version, config=settings, inputs={"source": source}
     ) as step:
-        if step.made is None:
+        if step.made is None or not _has_sources(store, step.made.uri):
             key = load_key(config, expected=key_id)
             read = chexpert.read(Path(root), config, key)
             with store.build() as private:
@@ -96,11 +94,27 @@ def write_shards(
         if step.made is None:
             table_path = index.folder / layout.INDEX
             digest = schema.metadata_of(schema.read(table_path, schema.INDEX))["sources"]
-            private = store.open(store.uri("private", digest), kind="private")
+            try:
+                private = store.open(store.uri("private", digest), kind="private")
+            except StoreError:
+                raise StoreError(
+                    f"the private table that leads from images to files is gone; remove the folder of index "
+                    f"{index.digest[:12]} from the store and run again: ingest will make both anew"
+                ) from None
             summary = shards.write(table_path, private.folder / layout.SOURCES, Path(root), step.folder, config)
             counts = {"num_images": summary["num_images"], "num_undecodable": len(summary["undecodable"])}
             step.finish("shards", counts, [(name, 0, value) for name, value in counts.items()])
     return step.result
+
+
+def _has_sources(store: Store, index_uri: str) -> bool:
+    """Whether the private table that belongs to an index is still there and whole."""
+    table = schema.read(store.open(index_uri, kind="index").folder / layout.INDEX, schema.INDEX)
+    try:
+        store.open(store.uri("private", schema.metadata_of(table)["sources"]), kind="private")
+    except StoreError:
+        return False
+    return True
 
 
 def tables_of(config: DataConfig) -> list[str]:
@@ -118,7 +132,11 @@ def load_key(config: DataConfig, *, expected: str | None = None, create: bool = 
 
     key_file = os.environ.get(KEY_FILE_VARIABLE)
     key = PatientKey.load(
-        config.key, key_file=Path(key_file) if key_file else None, environment=os.environ, create=create
+        config.key,
+        key_file=Path(key_file) if key_file else None,
+        default_file=Path.home() / ".medssl" / "patient.key",
+        environment=os.environ,
+        create=create,
     )
     if expected is not None and key.key_id != expected:
         raise BadInputError(

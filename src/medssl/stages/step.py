@@ -1,19 +1,18 @@
 """What every stage does around its work: find a finished result, track, record, put into the store."""
 
-import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from medssl import tracking
 from medssl.config import digest
-from medssl.exit_codes import TerminatedError
+from medssl.exit_codes import TerminatedError, sigterm_as_exception
 from medssl.progress import duration, say
-from medssl.store import Artifact, Store, write_json
+from medssl.store import Artifact, Store
 
 
 class Made(NamedTuple):
@@ -31,6 +30,9 @@ class Step:
         key: Digest of stage, settings, input digests and code version: names result, run and unfinished work.
         folder: Where the files of the result are made.
         run: Its MLflow run.
+        code_version: Of the stage.
+        inputs: All artifacts it read, those of the lineage included.
+        began_s: Monotonic time of its start.
         made: Set by `finish`.
     """
 
@@ -40,8 +42,10 @@ class Step:
     store: Store
     folder: Path
     run: tracking.TaskRun
+    code_version: str
+    inputs: Mapping[str, Artifact]
+    began_s: float
     made: Made | None = None
-    _artifact: Artifact | None = field(default=None, repr=False)
 
     @property
     def result(self) -> Made:
@@ -62,10 +66,27 @@ class Step:
     def finish(self, kind: str, summary: Mapping[str, Any], metrics: Iterable[tuple[str, int, float]] = ()) -> None:
         """Put the files in `folder` into the store as the result."""
         artifact = self.store.put(kind, self.folder, summary)
+        # The record before the key: a step that is found finished always has its record.
+        self.store.record(self.key, self._record(artifact))
+        self.store.remember(self.key, artifact)
+        self.store.forget_work(self.key)
         self.run.metrics(metrics)
         self.run.tags({"medssl.output": f"{kind}/{artifact.digest}"})
-        self._artifact = artifact
         self.made = self.describe(artifact)
+        say(f"{self.name}: done in {duration(time.monotonic() - self.began_s)}")
+
+    def _record(self, artifact: Artifact) -> dict[str, Any]:
+        return {
+            "step_key": self.key,
+            "stage": self.stage,
+            "item": self.item,
+            "code_version": self.code_version,
+            "inputs": {role: {"kind": a.kind, "digest": a.digest} for role, a in self.inputs.items()},
+            "output": {"kind": artifact.kind, "digest": artifact.digest},
+            "seconds": round(time.monotonic() - self.began_s, 2),
+            "finished_unix_s": round(time.time(), 3),
+            "mlflow_run_id": self.run.run_id,
+        }
 
     def describe(self, artifact: Artifact) -> Made:
         """The caller's view of `artifact`."""
@@ -107,32 +128,23 @@ def start(
         }
     )
     began_s = time.monotonic()
-    with _sigterm_as_exception():
+    with sigterm_as_exception():
         run = tracking.start_task(f"{stage} {item}".strip(), key)
         status = "FAILED"
         try:
             _describe(run, stage, item, code_version, config, {**inputs, **lineage})
             with store.build() as folder:
-                step = Step(stage, item, key, store, folder, run)
+                step = Step(stage, item, key, store, folder, run, code_version, {**inputs, **lineage}, began_s)
                 if reuse and (known := store.recall(key)):
                     step.made = step.describe(known)
                     say(f"{step.name}: found finished in the store")
                 yield step
-            if step._artifact is not None:
-                store.remember(key, step._artifact)
-                _record(step, code_version, {**inputs, **lineage}, time.monotonic() - began_s)
-                say(f"{step.name}: done in {duration(time.monotonic() - began_s)}")
             status = "FINISHED"
         except TerminatedError:
             status = "KILLED"
             raise
         finally:
             run.end(status)
-
-
-def records_dir(store: Store) -> Path:
-    """Folder of the records that `medssl lineage` and the runner read, one file a step."""
-    return store.work_dir("steps")
 
 
 def _describe(
@@ -148,35 +160,3 @@ def _describe(
     run.tags({"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version})
     run.params(config)
     run.inputs([tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in inputs.items()])
-
-
-def _record(step: Step, code_version: str, inputs: Mapping[str, Artifact], seconds: float) -> None:
-    assert step._artifact is not None
-    write_json(
-        records_dir(step.store) / f"{step.key}.json",
-        {
-            "step_key": step.key,
-            "stage": step.stage,
-            "item": step.item,
-            "code_version": code_version,
-            "inputs": {role: {"kind": a.kind, "digest": a.digest} for role, a in inputs.items()},
-            "output": {"kind": step._artifact.kind, "digest": step._artifact.digest},
-            "seconds": round(seconds, 2),
-            "finished_unix_s": round(time.time(), 3),
-            "mlflow_run_id": step.run.run_id,
-        },
-    )
-
-
-@contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Within, SIGTERM raises TerminatedError, so that runs are closed and work is kept."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError("stopped by SIGTERM; run again to go on")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -57,14 +57,14 @@ def pretrain(
 ) -> steps.Made:
     """Train one encoder without labels, from random weights or from another run's."""
     from medssl.train.jobs import Inputs, PretrainJob
-    from medssl.train.launch import launch
+    from medssl.train.launch import launch, num_processes
 
     initial, catalog = _initial(store, run.init, catalog_uri)
     with steps.start(
         "pretrain",
         store=store,
         code_version=code_version,
-        config={"run": run.dump(), "encoder": encoder.dump()},
+        config={"run": run.dump(), "encoder": encoder.dump(), "processes": num_processes()},
         inputs={**data.artifacts, **_role("initial", initial)},
         lineage=_role("catalog", catalog),
         item=run.name,
@@ -82,7 +82,6 @@ def pretrain(
             launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json", has_machine_alone=True)
             step.run.metrics(_curves(step.folder / layout.HISTORY))
             step.finish("checkpoint", {"name": run.name, "encoder": encoder.dump(), "channels": data.channels})
-            store.forget_work(step.key)
     return step.result
 
 
@@ -140,7 +139,6 @@ def search_hyperparameters(
                 {"name": arm.name},
                 [("best_validation_mean_auc", 0, best)] if best is not None else (),
             )
-            store.forget_work(step.key)
     return step.result
 
 
@@ -197,7 +195,6 @@ def finetune(
                 if o["validation_score"] is not None
             ]
             step.finish("models", {"name": arm.name, "encoder": encoder.dump(), "num_models": len(items)}, named)
-            store.forget_work(step.key)
     return step.result
 
 
@@ -259,7 +256,6 @@ def predict(
             launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
             summary = {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)}
             step.finish("predictions", summary, [("models", 0, len(listed))])
-            store.forget_work(step.key)
     return step.result
 
 
@@ -385,7 +381,15 @@ def _drop_weights(folder: Path) -> None:
 def _finetune_config(
     settings: FinetuneConfig, task: TaskConfig, arm: ArmConfig, encoder: EncoderConfig
 ) -> dict[str, Any]:
-    return {"finetune": settings.dump(), "task": task.dump(), "arm": arm.name, "encoder": encoder.dump()}
+    from medssl.train.launch import num_processes
+
+    return {
+        "finetune": settings.dump(),
+        "task": task.dump(),
+        "arm": arm.name,
+        "encoder": encoder.dump(),
+        "processes": num_processes(),
+    }
 
 
 def _initial(store: Store, name: str, catalog_uri: str | None) -> tuple[Artifact | None, Artifact | None]:

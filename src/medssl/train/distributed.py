@@ -56,6 +56,16 @@ class Ranks:
             return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index])
         return nn.parallel.DistributedDataParallel(module)
 
+    def weight_of(self, count: Tensor) -> Tensor:
+        """Factor by which a mean over `count` terms of this rank enters the mean over the terms of all ranks.
+
+        DistributedDataParallel averages the ranks' gradients as if each had equally many terms.
+        """
+        total = count.detach().clone().float()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return self.world_size * count / total.clamp(min=1)
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank; every rank gets the same answer."""
         if self.world_size == 1:

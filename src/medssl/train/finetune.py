@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medssl import labels, layout, metrics, schema
-from medssl.config import FinetuneConfig, digest
+from medssl.config import FinetuneConfig, TaskConfig, digest
 from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.model.losses import masked_bce
 from medssl.model.networks import Classifier, ResNet
@@ -68,13 +68,15 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
     """
     stop = StopRequest()
     train, validation = Labelled.read(job, "train"), Labelled.read(job, "validation")
-    progress = Progress(f"finetune {job.arm}", len(job.items) * job.settings.num_steps, unit="steps")
+    num_finished = sum((job.work_dir / item.name / layout.OUTCOME).is_file() for item in job.items)
+    num_steps = job.settings.num_steps
+    progress = Progress(f"finetune {job.arm}", len(job.items) * num_steps, unit="steps", done=num_finished * num_steps)
     for number, item in enumerate(job.items):
         work_dir = job.work_dir / item.name
         work_dir.mkdir(parents=True, exist_ok=True)
         if not (work_dir / layout.OUTCOME).is_file():
             one = _Finetuning(job, item, train, ranks, work_dir)
-            one.run(validation, stop, progress, done_before=number * job.settings.num_steps)
+            one.run(validation, stop, progress, done_before=number * num_steps)
         if ranks.is_first:
             out_dir = job.out_dir / item.name
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -88,12 +90,14 @@ def item_seed(settings: FinetuneConfig, item: FinetuneItem) -> int:
     return int(digest([settings.seed, item.draw, item.repeat])[:8], 16)
 
 
-def predict_scores(model: Classifier, pixels_NCSS: Tensor, *, size_px: int, device: torch.device) -> np.ndarray:
+def predict_scores(
+    model: Classifier, pixels_NCSS: Tensor, *, size_px: int, batch_size: int, device: torch.device
+) -> np.ndarray:
     """Probabilities in [0, 1], float64, shape (N, K), of uint8 images; without augmentation."""
     model.eval()
     scores = []
     with torch.inference_mode():
-        for pixels in pixels_NCSS.split(EVALUATION_BATCH):
+        for pixels in pixels_NCSS.split(batch_size):
             images = augment.evaluation(pixels.to(device), size_px=size_px)
             scores.append(torch.sigmoid(model(images)).double().cpu().numpy())
     return np.concatenate(scores) if scores else np.empty((0, model.num_classes))
@@ -140,8 +144,9 @@ class _Finetuning:
         while self.step < settings.num_steps:
             loss = self._train_step()
             self.step += 1
-            if self.step % settings.evaluate_every_steps == 0 or self.step == settings.num_steps:
-                self._evaluate(validation, loss.item())
+            is_due = self.step % settings.evaluate_every_steps == 0 or self.step == settings.num_steps
+            if is_due and not self._evaluate(validation, loss.item()):
+                break
             if self.ranks.is_first:
                 progress.update(done_before + self.step, detail)
             stopping = self.ranks.any(stop.requested)
@@ -175,22 +180,34 @@ class _Finetuning:
         )
         self.wrapped.train()
         targets, mask = self.train.targets_NK[chosen].to(device), self.train.mask_NK[chosen].to(device)
-        loss = masked_bce(self.wrapped(images), targets, mask)
+        loss = masked_bce(self.wrapped(images), targets, mask) * self.ranks.weight_of(mask.sum())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
-    def _evaluate(self, validation: Labelled, loss: float) -> None:
-        """Score validation and remember the weights if they are the best so far, or cannot be scored."""
-        if not math.isfinite(loss):
-            raise BadInputError(f"finetune {self.name}: the loss is {loss} at step {self.step}; lower learning_rates")
-        score = _validation_score(self.model, validation, self.job, self.ranks)
+    def _evaluate(self, validation: Labelled, loss: float) -> bool:
+        """Score validation and remember the weights if they are the best so far, or cannot be scored.
+
+        Returns False where training has diverged: that ends a grid point of the search, which then has no score.
+
+        Raises:
+            BadInputError: A repeat diverged, whose settings the search had chosen.
+        """
+        scores_NK = _scores(self.model, validation, self.job, self.ranks)
+        if not (math.isfinite(loss) and np.isfinite(scores_NK).all()):
+            if self.item.repeat >= 0:
+                raise BadInputError(f"finetune {self.name} diverged at step {self.step}; lower learning_rates")
+            say(f"finetune {self.name}: diverged at step {self.step}; this grid point is rejected")
+            self.best = _Best(None, self.step, cpu_copy(self.model.state_dict()))
+            return False
+        score = _mean_auc(scores_NK, validation, self.job.task)
         self.history.append(("loss", self.step, loss))
         if score is not None:
             self.history.append(("validation_mean_auc", self.step, score))
         if score is None or self.best.score is None or score > self.best.score:
             self.best = _Best(score, self.step, cpu_copy(self.model.state_dict()))
+        return True
 
     def _save(self) -> None:
         state = {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -244,13 +261,20 @@ def _augmentation(settings: FinetuneConfig) -> augment.Augmentation:
     )
 
 
-def _validation_score(model: Classifier, validation: Labelled, job: FinetuneJob, ranks: Ranks) -> float | None:
-    """Mean AUC over the findings that can be evaluated on validation; None where none can."""
-    scores_NK = predict_scores(
-        model, validation.images.pixels_NCSS, size_px=job.settings.image_size_px, device=ranks.device
+def _scores(model: Classifier, validation: Labelled, job: FinetuneJob, ranks: Ranks) -> np.ndarray:
+    return predict_scores(
+        model,
+        validation.images.pixels_NCSS,
+        size_px=job.settings.image_size_px,
+        batch_size=EVALUATION_BATCH,
+        device=ranks.device,
     )
+
+
+def _mean_auc(scores_NK: np.ndarray, validation: Labelled, task: TaskConfig) -> float | None:
+    """Mean AUC over the findings that can be evaluated on validation; None where none can."""
     evaluations = {}
-    for k, finding in enumerate(job.task.findings):
+    for k, finding in enumerate(task.findings):
         known = validation.mask_NK[:, k].numpy()
         evaluations[finding] = metrics.evaluate_auc(validation.targets_NK[:, k].numpy()[known], scores_NK[known, k])
     return metrics.mean_auc(evaluations).value

@@ -21,6 +21,11 @@ PARALLEL_TASKS_VARIABLE = "MEDSSL_PARALLEL_TASKS"
 GRACE_S = 60.0  # for a worker to save its state after SIGTERM
 
 
+def num_processes() -> int:
+    """Processes of one training task; results depend on it, since batch norm sees each process's share on CPUs."""
+    return int(os.environ.get(PROCESSES_VARIABLE, "1"))
+
+
 def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool) -> None:
     """Run `job` in MEDSSL_PROCESSES processes (default 1) of MEDSSL_THREADS threads and wait for its end.
 
@@ -39,7 +44,7 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
         TerminatedError: SIGTERM came; the workers have saved their state.
         RuntimeError: A worker failed; its traceback has been printed.
     """
-    processes = int(os.environ.get(PROCESSES_VARIABLE, "1"))
+    processes = num_processes()
     neighbours = 1 if has_machine_alone else int(os.environ.get(PARALLEL_TASKS_VARIABLE, "1"))
     cores = len(os.sched_getaffinity(0))
     threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, cores // (processes * neighbours))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.exit_codes import BadInputError
+from medssl.progress import Progress
 from medssl.shardset import Cohort, permutation
 from medssl.train.augment import uniforms
 
@@ -42,7 +43,10 @@ class Images:
             np.unique(np.asarray(cohort.rows[column].to_pylist()), return_inverse=True)[1].astype(np.int64)
             for column in ("patient_id", "case_id")
         ]
-        return cls(torch.from_numpy(cohort.decode_all()), *numbers)
+        return cls(
+            torch.from_numpy(cohort.decode_all(Progress(f"decode {cohort.split}", len(cohort), unit="images"))),
+            *numbers,
+        )
 
     def __len__(self) -> int:
         return len(self.patient_N)

@@ -30,11 +30,17 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
     tables, done = [], 0
     for split in job.settings.splits:
         cohort = Cohort.select(index, splits, shards, split=split)
-        pixels = torch.from_numpy(cohort.decode_all())
+        pixels = torch.from_numpy(cohort.decode_all(Progress(f"decode {split}", len(cohort), unit="images")))
         targets_NK, mask_NK = labels.targets(cohort.rows, job.task)
         for item in job.items:
             model = _model(job, item).to(ranks.device)
-            scores_NK = predict_scores(model, pixels, size_px=job.image_size_px, device=ranks.device)
+            scores_NK = predict_scores(
+                model,
+                pixels,
+                size_px=job.image_size_px,
+                batch_size=job.settings.batch_size,
+                device=ranks.device,
+            )
             tables.append(_rows(job, item, split, cohort.rows, targets_NK, mask_NK, scores_NK))
             done += 1
             progress.update(done)

@@ -109,10 +109,11 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     )
     pairs = Pairs.of(Images.decode(cohort), run)
     encoder, head = _networks(job)
-    model = ranks.wrap(nn.Sequential(encoder, head))
+    plain = nn.Sequential(encoder, head)
+    model = ranks.wrap(plain)
     peak = scaled_learning_rate(run.learning_rate, run.batch_size, run.learning_rate_scaling)
     optimizer = lars(model, lr=peak, weight_decay=run.weight_decay)
-    first_step, history = _resume(job, model, optimizer)
+    first_step, history = _resume(job, plain, optimizer)
     if ranks.is_first:
         say(f"pretrain {run.name}: {len(pairs)} units, {len(pairs.images)} images, from step {first_step}")
     progress = Progress(f"pretrain {run.name}", run.num_steps, unit="steps", done=first_step)
@@ -128,7 +129,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
             progress.update(step + 1, f"loss {history[0][2]:.3f} → {_last_loss(history):.3f}" if history else "")
         stopping = ranks.any(stop.requested)
         if ranks.is_first and (stopping or (step + 1) % run.checkpoint_every_steps == 0):
-            state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"step": step + 1, "model": plain.state_dict(), "optimizer": optimizer.state_dict()}
             save_state(job.work_dir, state | {"history": history})
         if stopping:
             raise TerminatedError(f"pretrain {run.name} stopped after step {step + 1}; run again to go on")
