@@ -230,8 +230,8 @@ def test_a_bad_table_stops_before_any_work_with_one_line(tmp_path: Path, table: 
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
-    assert "patient0" not in done.stderr
-    assert "view1" not in done.stderr
+    assert "patient00007" not in done.stderr
+    assert str(root) not in done.stderr
     assert not (copy.out / "run.log").exists()
 
 
