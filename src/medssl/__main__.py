@@ -10,7 +10,16 @@ from typing import TypeVar
 
 from medssl import layout, schema
 from medssl.code_version import stage_version
-from medssl.config import ArmConfig, ConfigError, GenerateConfig, PretrainRun, Study, load_study
+from medssl.config import (
+    ArmConfig,
+    ConfigError,
+    EncoderConfig,
+    GenerateConfig,
+    PretrainRun,
+    Study,
+    TaskConfig,
+    load_study,
+)
 from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
 from medssl.progress import Progress
 from medssl.stages import analysis, data, train
@@ -38,26 +47,29 @@ class Call:
         self.study: Study = load_study(options.study, options.overrides)
         self.store = _store(options)
         self.item: str | None = options.item
-        self._inputs = dict(_pair(text) for text in options.input)
-        self._lists: dict[str, list[str]] = {}
-        for role, uri in map(_pair, options.input):
-            self._lists.setdefault(role, []).append(uri)
+        self._inputs = [_pair(text) for text in options.input]
         module = {"data": data, "train": train, "analysis": analysis}[STAGES[stage][0]]
         self.code_version = stage_version(module.__name__, stage)
 
     def uri(self, role: str) -> str:
         """The one artifact given for `role`."""
-        if role not in self._inputs:
+        uri = self.optional_uri(role)
+        if uri is None:
             raise ConfigError(f"input {role} is missing; give --input {role}=URI")
-        return self._inputs[role]
+        return uri
 
     def optional_uri(self, role: str) -> str | None:
-        """The artifact given for `role`, or None."""
-        return self._inputs.get(role)
+        """The artifact given for `role`, the last where there are several, or None."""
+        return next(reversed(self.uris(role)), None)
 
     def uris(self, role: str) -> list[str]:
         """All artifacts given for `role`."""
-        return self._lists.get(role, [])
+        return [uri for given, uri in self._inputs if given == role]
+
+    @property
+    def data_digest(self) -> str:
+        """The digest of the raw data that `fingerprint` found."""
+        return self.uri("source").rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def root(self) -> str:
@@ -82,6 +94,11 @@ class Call:
         """The arm that --item names."""
         return _named(self.study.arms, self.item)
 
+    @property
+    def of_arm(self) -> tuple[TaskConfig, ArmConfig, EncoderConfig, train.Data]:
+        """What every stage over an arm takes after its settings."""
+        return self.study.task, self.arm, self.study.encoders[self.arm.encoder], self.data
+
 
 Named = TypeVar("Named", PretrainRun, ArmConfig)
 
@@ -99,9 +116,13 @@ def _fingerprint(call: Call) -> Made:
 
 def _ingest(call: Call) -> Made:
     key_id = data.load_key(call.study.data, create=True).key_id
-    digest = call.uri("source").rstrip("/").rsplit("/", 1)[-1]
     return data.ingest(
-        call.store, call.study.data, root=call.root, data_digest=digest, key_id=key_id, code_version=call.code_version
+        call.store,
+        call.study.data,
+        root=call.root,
+        data_digest=call.data_digest,
+        key_id=key_id,
+        code_version=call.code_version,
     )
 
 
@@ -116,7 +137,7 @@ def _write_shards(call: Call) -> Made:
         call.store,
         call.study.shards,
         root=call.root,
-        data_digest=call.uri("source").rstrip("/").rsplit("/", 1)[-1],
+        data_digest=call.data_digest,
         index_uri=call.uri("index"),
         code_version=call.code_version,
     )
@@ -142,14 +163,10 @@ def _collect(call: Call) -> Made:
 
 
 def _search_hyperparameters(call: Call) -> Made:
-    arm, study = call.arm, call.study
     return train.search_hyperparameters(
         call.store,
-        study.finetune,
-        study.task,
-        arm,
-        study.encoders[arm.encoder],
-        call.data,
+        call.study.finetune,
+        *call.of_arm,
         catalog_uri=call.optional_uri("catalog"),
         code_version=call.code_version,
     )
@@ -160,14 +177,11 @@ def _select(call: Call) -> Made:
 
 
 def _finetune(call: Call) -> Made:
-    arm, study = call.arm, call.study
+    study = call.study
     return train.finetune(
         call.store,
         study.finetune,
-        study.task,
-        arm,
-        study.encoders[arm.encoder],
-        call.data,
+        *call.of_arm,
         draws=study.splits.draws,
         selection_uri=call.uri("selection"),
         catalog_uri=call.optional_uri("catalog"),
@@ -176,14 +190,11 @@ def _finetune(call: Call) -> Made:
 
 
 def _predict(call: Call) -> Made:
-    arm, study = call.arm, call.study
+    study = call.study
     return train.predict(
         call.store,
         study.predict,
-        study.task,
-        arm,
-        study.encoders[arm.encoder],
-        call.data,
+        *call.of_arm,
         study_id=study.name,
         dataset=study.data.name,
         image_size_px=study.finetune.image_size_px,

@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medssl import imaging
+from medssl import imaging, layout
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
 
-SHARDS_JSON = "shards.json"
 _DECODE_AHEAD = 256  # images decoded between two progress lines
 
 Order = NDArray[np.int64]
@@ -34,9 +33,9 @@ def read_summary(shards_dir: Path) -> dict[str, Any]:
         BadInputError: It is missing, as after an unfinished run, or no JSON.
     """
     try:
-        summary: dict[str, Any] = json.loads((shards_dir / SHARDS_JSON).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((shards_dir / layout.SHARDS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        raise BadInputError(f"shards: no readable {SHARDS_JSON}; run write_shards again") from None
+        raise BadInputError(f"shards: no readable {layout.SHARDS}; run write_shards again") from None
     return summary
 
 
@@ -84,7 +83,7 @@ class ShardSet:
             if len(part.begins) != entry["num_images"]:
                 raise BadInputError(
                     f"shards: {name} holds {len(part.begins)} images, expected {entry['num_images']} "
-                    f"by {SHARDS_JSON}; run write_shards again"
+                    f"by {layout.SHARDS}; run write_shards again"
                 )
             parts.append(part)
         return cls(parts, image_size_px=summary["image_size_px"], channels=summary["channels"])

@@ -4,9 +4,9 @@ Equal bytes have equal addresses wherever they were made, which is what makes KF
 lists the files with their digests; it is written last and its own digest is the folder's name, so a folder that
 opens is complete. Nothing in it is a host, a path or a time.
 
-Layout: `<root>/<kind>/<sha256>/…` artifacts, `<root>/keys/<key>.json` results found by what they were made from,
-`<root>/records/<key>.json` how they were made, `<root>/work/<key>/` training state, `<root>/private/<sha256>/` the
-table that leads from image_id to its file.
+Layout under the root: `<kind>/<sha256>/…` artifacts, `keys/<key>.json` results found by what they were made from,
+`records/<key>.json` how they were made, `work/<key>/` training state, `private/<sha256>/` the table that leads from
+image_id to its file.
 """
 
 import hashlib

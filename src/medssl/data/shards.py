@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medssl import imaging, schema
+from medssl import imaging, layout, schema
 from medssl.config import ShardConfig
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
-from medssl.shardset import SHARDS_JSON, read_summary
+from medssl.shardset import read_summary
 from medssl.store import file_digest, write_json
 
 BATCH_ROWS = 256  # rows of a record batch, and the most images that a worker holds at a time
@@ -99,7 +99,7 @@ def write(
         )
     summary = read_summary(out_dir)
     if complaint := _too_many_undecodable(summary, config.max_undecodable_share):
-        (out_dir / SHARDS_JSON).unlink()  # its presence means success
+        (out_dir / layout.SHARDS).unlink()  # its presence means success
         raise BadInputError(complaint)
     return summary
 
@@ -212,7 +212,7 @@ def write_summary(entries: Sequence[dict[str, Any]], out_dir: Path, config: Shar
         "undecodable": undecodable,
         "undecodable_by_reason": dict(reasons),
     }
-    write_json(out_dir / SHARDS_JSON, summary)
+    write_json(out_dir / layout.SHARDS, summary)
 
 
 def _check_tables(index_path: Path, sources_path: Path) -> int:
@@ -276,7 +276,7 @@ def _atomic(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(out_dir: Path) -> None:
-    for pattern in (SHARDS_JSON, "part-*.arrow", ".part-*.tmp"):
+    for pattern in (layout.SHARDS, "part-*.arrow", ".part-*.tmp"):
         for path in out_dir.glob(pattern):
             path.unlink()
 

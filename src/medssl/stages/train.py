@@ -26,10 +26,12 @@ class Data:
     """The three artifacts that every training stage reads."""
 
     def __init__(self, store: Store, *, index_uri: str, splits_uri: str, shards_uri: str) -> None:
+        from medssl.shardset import read_summary
+
         self.index = store.open(index_uri, kind="index")
         self.splits = store.open(splits_uri, kind="splits")
         self.shards = store.open(shards_uri, kind="shards")
-        self.channels = int(json.loads((self.shards.folder / layout.SHARDS).read_text())["channels"])
+        self.channels = int(read_summary(self.shards.folder)["channels"])
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
