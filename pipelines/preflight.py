@@ -18,10 +18,10 @@ def check(study: Study, root: Path) -> str:
     Raises:
         BadInputError: The tables, the findings, the split, a batch or a label fraction cannot work.
     """
-    from medssl.data import chexpert, splits
+    from medssl.data import readers, splits
 
     key = load_key(study.data, create=True)
-    index = chexpert.read(root, study.data, key).index
+    index = readers.read(root, study.data, key).index
     labels.targets(index.slice(0, 1), study.task)
     assigned = splits.assign(index, study.splits).splits
     train = assigned.filter(pc.equal(assigned["split"], pa.scalar("train")))

@@ -10,10 +10,11 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medssl.exit_codes import BadInputError
 
@@ -63,29 +64,65 @@ class GenerateConfig(Section):
     image_size_px: int = Field(128, ge=32, le=1024)
 
 
-class DataConfig(Section):
-    """Where the raw data set lies and how its identifiers are made."""
+# Each kind of data set with the usual name of its label table; "" where it needs none.
+USUAL_TABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "chexpert": "train.csv",
+        "nih": "Data_Entry_2017_v2020.csv",
+        "padchest": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
+        "cases": "cases.csv",
+        "pad_ufes": "metadata.csv",
+        "ham10000": "HAM10000_metadata.csv",
+        "images": "",
+    }
+)
 
-    dataset: Literal["chexpert"] = "chexpert"
+
+class DataConfig(Section):
+    """Where the raw data set lies, how it is laid out and how its identifiers are made."""
+
+    dataset: Literal["chexpert", "nih", "padchest", "cases", "pad_ufes", "ham10000", "images"] = "chexpert"
     name: Name  # enters every identifier: two data sets never share a patient_id
     root: str | None = None
     key: Literal["public", "private"] = "private"
-    train_table: str = "train.csv"
-    valid_table: str = "valid.csv"  # null or "": the set has none
+    train_table: str = ""  # the table of labels; by default the one that USUAL_TABLES names
+    valid_table: str = ""  # CheXpert's official validation, by default valid.csv; null or "": the set has none
+    # Radiographs: which projections are read at all.
+    views: Literal["both", "frontal", "lateral"] = "both"
+    # Tables of cases or images: the set's own header for image, patient, case, condition, skin_type, sex, age, site.
+    columns: dict[str, str] = {}
+    # The set's own names of conditions, with the study's; a name that is not listed stays as it is.
+    condition_names: dict[str, str] = {}
+    # Folders of images without a table: is each file a patient of its own, or each first folder.
+    group: Literal["file", "folder"] = "file"
     generate: GenerateConfig | None = None
     # What the fingerprint reads of an image file: size and modification time, or (slower) its bytes.
     fingerprint_files: Literal["stat", "content"] = "stat"
 
-    @field_validator("valid_table", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _null_is_no_table(cls, value: object) -> object:
-        return "" if value is None else value  # KFP carries no null inside a parameter
+    def _name_the_tables(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        dataset = values.get("dataset", "chexpert")
+        usual = {
+            "train_table": USUAL_TABLES.get(dataset, ""),
+            "valid_table": "valid.csv" if dataset == "chexpert" else "",
+        }
+        named = {key: values.get(key, table) for key, table in usual.items()}
+        # KFP carries no null inside a parameter.
+        return values | {key: "" if table is None else table for key, table in named.items()}
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.root is None and self.generate is None:
             raise ValueError("data.root is not set; give the folder of the data set: --set data.root=/path/to/folder")
         return self
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the label tables."""
+        return [table for table in (self.train_table, self.valid_table) if table]
 
 
 class TaskConfig(Section):

@@ -10,7 +10,7 @@ import pytest
 
 from medssl import schema
 from medssl.config import DataConfig
-from medssl.data import chexpert
+from medssl.data import chexpert, readers
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
@@ -44,7 +44,7 @@ def touch(root, rows):
 
 
 def read(root, **options):
-    return chexpert.read(root, DataConfig(name="set", root=str(root), **{"valid_table": "", **options}), KEY)
+    return readers.read(root, DataConfig(name="set", root=str(root), **{"valid_table": "", **options}), KEY)
 
 
 def read_rows(root, rows, **options):

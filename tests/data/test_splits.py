@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medssl import schema
 from medssl.config import DataConfig, SplitConfig
-from medssl.data import chexpert, packing, splits
+from medssl.data import packing, readers, splits
 from medssl.data.split_summary import summarize
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -283,7 +283,7 @@ def test_the_papers_sizes_come_out_exactly_on_the_public_training_table(tmp_path
     image.parent.mkdir(parents=True)
     image.touch()
     config = DataConfig(name="chexpert", root=str(tmp_path), train_table="train.csv.gz", valid_table="")
-    index = chexpert.read(tmp_path, config, PatientKey(bytes(32))).index
+    index = readers.read(tmp_path, config, PatientKey(bytes(32))).index
     start_s = time.perf_counter()
     result = splits.assign(index, SplitConfig(train=167_429, validation=22_240, test=33_745))
     assert time.perf_counter() - start_s < 6  # 0.7 s on an idle core

@@ -18,7 +18,7 @@ def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: st
     with steps.start(
         "fingerprint", store=store, code_version=code_version, config=settings, inputs={}, reuse=False
     ) as step:
-        found = digest_of(Path(root), tables_of(config), files=config.fingerprint_files)
+        found = digest_of(Path(root), config.tables, files=config.fingerprint_files)
         summary = {
             "fingerprint": found.digest,
             "table_digest": found.table_digest,
@@ -34,21 +34,26 @@ def ingest(
     store: Store, config: DataConfig, *, root: str, data_digest: str, key_id: str, code_version: str
 ) -> steps.Made:
     """Read the label tables into the index; the table that leads back to the files stays in the private store."""
-    from medssl.data import chexpert
+    from medssl.data import readers
 
     source = store.open(store.uri("source", data_digest), kind="source")
-    settings = {"dataset": config.dataset, "name": config.name, "tables": tables_of(config), "key_id": key_id}
+    settings = config.model_dump(mode="json", exclude={"root", "key", "generate", "fingerprint_files"})
+    settings["key_id"] = key_id
     with steps.start(
         "ingest", store=store, code_version=code_version, config=settings, inputs={"source": source}
     ) as step:
         if step.made is None or not _has_sources(store, step.made.uri):
             key = load_key(config, expected=key_id)
-            read = chexpert.read(Path(root), config, key)
+            read = readers.read(Path(root), config, key)
             with store.build() as private:
                 schema.write(read.sources, schema.SOURCES, private / layout.SOURCES)
                 sources = store.put("private", private, {"num_images": read.sources.num_rows})
-            metadata = {"key_id": key.key_id, "sources": sources.digest, "dataset": config.name}
-            schema.write(read.index, schema.INDEX, step.folder / layout.INDEX, metadata=metadata)
+            schema.write(
+                read.index,
+                schema.INDEX,
+                step.folder / layout.INDEX,
+                metadata={**read.metadata, "key_id": key.key_id, "sources": sources.digest},
+            )
             write_json(step.folder / layout.SUMMARY, read.summary)
             step.finish("index", {"num_images": read.index.num_rows}, [("images", 0, read.index.num_rows)])
     return step.result
@@ -115,11 +120,6 @@ def _has_sources(store: Store, index_uri: str) -> bool:
     except StoreError:
         return False
     return True
-
-
-def tables_of(config: DataConfig) -> list[str]:
-    """Names of the label tables of a set."""
-    return [config.train_table, *([config.valid_table] if config.valid_table else [])]
 
 
 def load_key(config: DataConfig, *, expected: str | None = None, create: bool = False) -> PatientKey:

@@ -1,0 +1,159 @@
+"""What every reader of a data set shares: the form of its result, and the steps from source names to identifiers.
+
+A reader turns one layout into rows whose identifiers are still the source's own names; `finish` replaces these by
+keyed hashes. No message of a reader holds a path, an id or a name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medssl import schema
+from medssl.data.cells import MAX_EXAMPLES, Cells, Column, count, more
+from medssl.exit_codes import BadInputError
+from medssl.identifiers import Level, PatientKey
+
+MAX_AGE_YEARS = 130
+NUM_PROBED_FILES = 100
+NUMBER_OF_YEARS = f"a number from 0 to {MAX_AGE_YEARS} or blank"
+
+# What a row of `patient_id` really is: some sets name lesions only, or nothing but files.
+GroupKind = Literal["patient", "lesion", "image"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A data set as it was read.
+
+    Attributes:
+        index: Schema INDEX with a label column for each finding or condition; rows sorted by image_id.
+        sources: Schema SOURCES, the same rows; `file` is relative to the data set's folder.
+        summary: Counts of rows, images, patients, label states and what was left out, in JSON types.
+        dataset: Name of the set.
+        group_kind: What `patient_id` stands for.
+    """
+
+    index: pa.Table
+    sources: pa.Table
+    summary: dict[str, Any]
+    dataset: str
+    group_kind: GroupKind = "patient"
+    metadata: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metadata", {"dataset": self.dataset, "group_kind": self.group_kind})
+
+
+def finish(
+    rows: pa.Table,
+    *,
+    dataset: str,
+    key: PatientKey,
+    summary: Mapping[str, Any],
+    group_kind: GroupKind = "patient",
+) -> Reading:
+    """Replace the source's names by identifiers, sort, and take the files' names into a table of their own.
+
+    Args:
+        rows: Columns of schema INDEX, where patient_id, case_id and image_id hold the source's names; image_id is
+            the file, relative to the data set's folder.
+        dataset: Name of the set, which enters every identifier.
+        key: Makes the identifiers.
+        summary: What the reader counted; counts of the finished index are added.
+        group_kind: What patient_id stands for.
+    """
+    files = rows["image_id"]
+    index = rows
+    levels: tuple[Level, ...] = ("patient", "case", "image")
+    for level in levels:
+        column = f"{level}_id"
+        position = index.column_names.index(column)
+        index = index.set_column(position, column, _identifiers(key, dataset, level, index[column]))
+    order = pc.sort_indices(index["image_id"])
+    index = schema.check(index.take(order), schema.INDEX, "index")
+    sources = pa.Table.from_arrays([index["image_id"], files.take(order)], names=["image_id", "file"])
+    sources = schema.check(sources, schema.SOURCES, "sources")
+    return Reading(index, sources, {**summary, **_counts(index)}, dataset, group_kind)
+
+
+def _identifiers(key: PatientKey, dataset: str, level: Level, names: Column) -> Column:
+    if isinstance(names, pa.ChunkedArray):
+        names = names.combine_chunks()
+    encoded = names.dictionary_encode()
+    return pa.array(key.identify_all(dataset, level, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
+
+
+def _counts(index: pa.Table) -> dict[str, Any]:
+    findings = {}
+    for finding in schema.label_columns(index):
+        codes = index[f"{schema.LABEL_PREFIX}{finding}"].to_numpy()
+        findings[finding] = {state: int((codes == code).sum()) for code, state in schema.LABEL_STATES.items()}
+    return {
+        "images": index.num_rows,
+        "cases": len(index["case_id"].unique()),
+        "patients": len(index["patient_id"].unique()),
+        "unknown_sex": index["sex"].null_count,
+        "unknown_age": index["age_years"].null_count,
+        "unknown_view_position": index["view_position"].null_count,
+        "unknown_skin_type": index["skin_type"].null_count,
+        "findings": findings,
+    }
+
+
+def reject_repeated_images(cells: Cells, file: Column) -> None:
+    """Refuse a table that lists an image twice."""
+    codes = file.dictionary_encode().indices.to_numpy()
+    _, first = np.unique(codes, return_index=True)
+    repeated = np.setdiff1d(np.arange(codes.size), first)
+    if repeated.size:
+        # Codes count the distinct files in order of occurrence, so first[code] is where a file came first.
+        pairs = [f"row {cells.rows[i]} repeats row {cells.rows[first[codes[i]]]}" for i in repeated[:MAX_EXAMPLES]]
+        raise BadInputError(
+            f"{cells.name}: an image listed before in {count(repeated.size)} "
+            f"({', '.join(pairs)}{more(repeated.size)}); remove the repeated rows"
+        )
+
+
+def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
+    """Refuse names that are empty, absolute, climb out of the data set's folder or hold control characters."""
+    encoded = file.dictionary_encode()
+    is_wrong = np.array([not _is_safe(name) for name in encoded.dictionary.to_pylist()], dtype=bool)
+    cells.reject(
+        is_wrong[encoded.indices.to_numpy()] if is_wrong.size else np.zeros(cells.rows.size, dtype=bool),
+        f'column "{column}" holds no name of a file below the data set\'s folder',
+        "expected relative paths without .. or control characters",
+    )
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and name.isprintable() and "\\" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+def probe(root: Path, file: Column) -> None:
+    """Refuse a folder in which none of the first files lies: it is the wrong one, rather than short of a few."""
+    probed = file.slice(0, NUM_PROBED_FILES).to_pylist()
+    if not any((root / name).is_file() for name in probed):
+        raise BadInputError(
+            f"none of the first {len(probed)} listed images exists below data.root; it must be the folder that "
+            "the names in the table are relative to"
+        )
+
+
+def age_years(text: str) -> float | None:
+    """The age in a cell; None where it is blank.
+
+    Raises:
+        ValueError: It is no number from 0 to 130.
+    """
+    if not text:
+        return None
+    years = float(text)
+    if not 0 <= years <= MAX_AGE_YEARS:  # NaN is outside, too
+        raise ValueError
+    return years
