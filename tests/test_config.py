@@ -178,7 +178,7 @@ def test_whole_sizes_of_which_one_is_above_1_are_counts_and_those_that_sum_to_1_
         ((100.5, 1, 1), "must be whole"),
         ((100, 0.5, 20), "a mixture"),
         ((1, 1, 1), "fractions must sum to 1"),
-        ((1, 0, 0), "greater than 0"),
+        ((1, 0, 0), "must each be above 0"),
         ((1e400, 10, 20), "finite number"),
     ],
 )

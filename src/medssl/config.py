@@ -27,6 +27,11 @@ CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "P
 RANDOM_INITIALIZATION = "random"
 # A ValueError: an impossible date or number; a RecursionError: nested a thousand deep.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+AGE_EDGES_YEARS = (40.0, 60.0, 80.0)  # of the age bands that are balanced and analysed
+# Images by split. The paper prints 67,429 for training; with a dropped leading digit the three sum to all 223,414
+# images of CheXpert's training table and are its 75/10/15 split (spec 2.4).
+PAPER_SIZES: Mapping[str, int] = MappingProxyType({"train": 167_429, "validation": 22_240, "test": 33_745})
+PAPER_LITERAL_TRAIN = 67_429
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
 
 
@@ -143,15 +148,27 @@ class TaskConfig(Section):
 class SplitConfig(Section):
     """Sizes of the splits: exact numbers of images (whole, one at least above 1) or fractions of them (sum 1)."""
 
-    train: float = Field(gt=0)
-    validation: float = Field(gt=0)
-    test: float = Field(gt=0)
+    # paper: 167,429 / 22,240 / 33,745 images. paper_literal: the same validation and test images, and of the same
+    # training images the 67,429 that the paper prints; the rest is unused.
+    mode: Literal["sizes", "paper", "paper_literal"] = "sizes"
+    train: float = Field(0, ge=0)
+    validation: float = Field(0, ge=0)
+    test: float = Field(0, ge=0)
+    # What stays whole. Only patients keep a patient out of two splits; the paper's words allow images.
+    group_by: Literal["patient", "study", "image"] = "patient"
     seed: Seed = 0
+    # How many seeds, from `seed` on, are tried for the split whose largest deviation from the whole is smallest.
+    balance_seeds: int = Field(1, ge=1, le=1000)
     draws: int = Field(1, ge=1, le=100)  # independent orders of the patients, from which label fractions are cut
+    # Digest of an earlier splits artifact of this store, whose patients keep split and ranks; "": start anew.
+    extend: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
     @property
     def sizes(self) -> dict[str, float]:
         """Requested size by split name."""
+        if self.mode != "sizes":
+            literal = {"train": PAPER_LITERAL_TRAIN} if self.mode == "paper_literal" else {}
+            return {split: float(size) for split, size in {**PAPER_SIZES, **literal}.items()}
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
@@ -162,7 +179,13 @@ class SplitConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_size(self) -> Self:
-        sizes = list(self.sizes.values())
+        sizes = [self.train, self.validation, self.test]
+        if self.mode != "sizes":
+            if any(sizes):
+                raise ValueError(f"splits: mode {self.mode} has sizes of its own; leave out train, validation and test")
+            return self
+        if not all(sizes):
+            raise ValueError(f"splits: train, validation and test must each be above 0, found {sizes}")
         if self.exact:
             return self
         if all(size >= 1 for size in sizes) and any(size > 1 for size in sizes):
@@ -331,7 +354,7 @@ class SubgroupConfig(Section):
         "age_band",
         "view_position",
     )
-    age_edges: tuple[Annotated[float, Field(ge=0)], ...] = (40, 60, 80)  # in years
+    age_edges: tuple[Annotated[float, Field(ge=0)], ...] = AGE_EDGES_YEARS
     min_patients: Positive = 20
     num_replicates: int = Field(1000, ge=100, le=100_000)
     alpha: float = Field(0.05, gt=0, lt=0.5)

@@ -28,7 +28,7 @@ LABEL_STATES: Mapping[int, str] = MappingProxyType(
         NOT_ASSESSED: "not assessed",
     }
 )
-SPLITS = ("train", "validation", "test", "official_valid", "unused")
+SPLITS = ("train", "validation", "test", "official_valid", "unused", "unlabelled")
 
 
 class SchemaError(BadInputError):
@@ -44,18 +44,31 @@ class TableSchema:
         columns: Columns in their order on disk.
         key: Columns that together identify a row; rows are sorted by them and no two share them.
         labels: Whether int8 columns named "label:<finding>" may follow.
+        finer_key: Columns of which one may follow the key, for tables whose rows are parts of what the key names.
     """
 
     name: str
     columns: pa.Schema
     key: tuple[str, ...]
     labels: bool = False
+    finer_key: tuple[str, ...] = ()
+
+    def key_of(self, table: pa.Table) -> list[str]:
+        """Columns that together identify a row of `table`."""
+        return [*self.key, *(column for column in self.finer_key if column in table.column_names)]
 
 
-def _table(name: str, key: tuple[str, ...], columns: Mapping[str, pa.DataType], *, labels: bool = False) -> TableSchema:
+def _table(
+    name: str,
+    key: tuple[str, ...],
+    columns: Mapping[str, pa.DataType],
+    *,
+    labels: bool = False,
+    finer_key: tuple[str, ...] = (),
+) -> TableSchema:
     # A trailing "?" marks a column that may hold nulls: unknown, not applicable or undefined.
     fields = [pa.field(column.rstrip("?"), kind, nullable=column.endswith("?")) for column, kind in columns.items()]
-    return TableSchema(name, pa.schema(fields), key, labels)
+    return TableSchema(name, pa.schema(fields), key, labels, finer_key)
 
 
 _TEXT, _REAL, _FLAG = pa.string(), pa.float64(), pa.bool_()
@@ -67,7 +80,7 @@ INDEX = _table(
         "patient_id": _TEXT,
         "case_id": _TEXT,  # a CheXpert study; a skin lesion at one visit
         "image_id": _TEXT,
-        "source_split": _TEXT,  # "train" or "official_valid": the table of the source that listed the image
+        "source_split": _TEXT,  # train, official_valid or unlabelled: which part of the source listed the image
         "view_position?": _TEXT,  # AP, PA, lateral
         "sex?": _TEXT,  # female, male
         "age_years?": pa.float32(),
@@ -85,6 +98,8 @@ SPLIT_TABLE = _table(
         "split": _TEXT,
         "label_ranks": pa.list_(pa.field("element", _REAL, nullable=False)),
     },
+    # Where not patients but studies or images stay whole, a row is one of these.
+    finer_key=("case_id", "image_id"),
 )
 SHARD = _table("shard", ("image_id",), {"image_id": _TEXT, "image": pa.large_binary()})
 SCORES = _table(
@@ -189,6 +204,11 @@ TABLES: Mapping[str, TableSchema] = MappingProxyType(
 )
 
 
+def split_unit(splits: pa.Table) -> str:
+    """The column that says what a row of the splits is: patient_id, or a finer one."""
+    return SPLIT_TABLE.key_of(splits)[-1]
+
+
 def label_columns(table: pa.Table) -> list[str]:
     """Findings that `table` has a label column for, in column order."""
     return [name.removeprefix(LABEL_PREFIX) for name in table.column_names if name.startswith(LABEL_PREFIX)]
@@ -200,8 +220,9 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
     Raises:
         SchemaError: A column is missing, unknown, of another type, or holds nulls where none may be.
     """
+    finer = [name for name in schema.finer_key if name in table.column_names][:1]
     labels = [name for name in table.column_names if schema.labels and name.startswith(LABEL_PREFIX)]
-    expected = [*schema.columns.names, *labels]
+    expected = [*schema.columns.names, *finer, *labels]
     missing = [name for name in expected if name not in table.column_names]
     unknown = [name for name in table.column_names if name not in expected]
     if missing or unknown:
@@ -209,7 +230,11 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
             f"{where}: not a {schema.name} table: missing columns {missing}, unknown columns {unknown}; "
             f"see `medssl schema {schema.name}`"
         )
-    fields = [*schema.columns, *(pa.field(name, pa.int8(), nullable=False) for name in labels)]
+    fields = [
+        *schema.columns,
+        *(pa.field(name, _TEXT, nullable=False) for name in finer),
+        *(pa.field(name, pa.int8(), nullable=False) for name in labels),
+    ]
     for field in fields:
         if not field.nullable and table[field.name].null_count:
             count = table[field.name].null_count
@@ -231,9 +256,10 @@ def write(table: pa.Table, schema: TableSchema, path: Path, *, metadata: Mapping
         SchemaError: The table does not fit, or two rows share a key.
     """
     table = check(table, schema, path.name)
-    table = table.sort_by([(column, "ascending") for column in schema.key])
-    if table.group_by(list(schema.key)).aggregate([]).num_rows != table.num_rows:
-        raise SchemaError(f"{path.name}: two rows share the key {', '.join(schema.key)}")
+    key = schema.key_of(table)
+    table = table.sort_by([(column, "ascending") for column in key])
+    if table.group_by(key).aggregate([]).num_rows != table.num_rows:
+        raise SchemaError(f"{path.name}: two rows share the key {', '.join(key)}")
     stored = {"medssl.schema": schema.name, **(metadata or {})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pq.write_table(table.replace_schema_metadata(stored), temporary, compression="zstd")
@@ -263,6 +289,7 @@ def metadata_of(table: pa.Table) -> dict[str, str]:
 def describe(schema: TableSchema) -> str:
     """The schema as JSON, as `medssl schema NAME` prints it."""
     columns = [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema.columns]
+    columns += [{"name": name, "type": "string", "nullable": False, "optional": True} for name in schema.finer_key]
     if schema.labels:
         columns.append(
             {

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medssl import imaging, layout
+from medssl import imaging, layout, schema
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
 
@@ -225,7 +225,8 @@ class Cohort:
         chosen = splits.filter(pc.equal(splits["split"], pa.scalar(split)))
         if label_fraction is not None:
             chosen = chosen.filter(_ranks(chosen, draw) < label_fraction)
-        rows = index.filter(pc.is_in(index["patient_id"], value_set=chosen["patient_id"])).sort_by("image_id")
+        unit = schema.split_unit(splits)
+        rows = index.filter(pc.is_in(index[unit], value_set=chosen[unit])).sort_by("image_id")
         at = pc.index_in(rows["image_id"], value_set=shards.image_ids)
         present = rows.filter(pc.is_valid(at))
         if not present.num_rows:
@@ -297,8 +298,9 @@ def _ranks(splits: pa.Table, draw: int) -> NDArray[np.float64]:
 def _check_together(index: pa.Table, splits: pa.Table, shards: ShardSet) -> None:
     """Refuse tables and shards of different origin, which could leak images from one split into another."""
     strangers = pc.index_in(shards.image_ids, value_set=index["image_id"]).null_count
-    without_split = pc.index_in(index["patient_id"], value_set=splits["patient_id"]).null_count
-    repeated = splits.num_rows - len(splits["patient_id"].unique())
+    unit = schema.split_unit(splits)
+    without_split = pc.index_in(index[unit], value_set=splits[unit]).null_count
+    repeated = splits.num_rows - len(splits[unit].unique())
     for count, what in (
         (strangers, "images in the shards are not in the index; run write_shards again"),
         (without_split, "images in the index are of patients without a split; run assign_splits again"),

@@ -168,7 +168,7 @@ def test_another_seed_gives_another_split():
 def test_images_beyond_exact_sizes_are_unused():
     index = index_of([3, 1, 2, 5, 1, 1, 4, 2] * 5, num_official=2)
     result = splits.assign(index, SplitConfig(train=40, validation=10, test=17))
-    wanted = {"train": 40, "validation": 10, "test": 17, "official_valid": 6, "unused": 22}
+    wanted = {"train": 40, "validation": 10, "test": 17, "official_valid": 6, "unused": 22, "unlabelled": 0}
     assert result.summary["images"] == wanted
     assert result.summary["requested_images"] == {"train": 40, "validation": 10, "test": 17}
 
@@ -263,7 +263,7 @@ def test_balance_compares_each_split_with_all_that_were_split():
         assert balance["mean_age_years"][name] == pytest.approx(sum(ages) / len(ages), abs=1e-6)
         positive = sum(r["label:Edema"] == 1 for r in part) / len(part)
         assert balance["shares"]["share_positive Edema"][name] == pytest.approx(positive, abs=1e-6)
-        assert balance["shares"]["share_lateral"][name] == 0.5
+        assert balance["shares"]["share_view lateral"][name] == 0.5
     shares = balance["shares"]
     largest = max(abs(means[s] - means["overall"]) for means in shares.values() for s in FRACTIONS.sizes)
     assert balance["largest_deviation"]["absolute"] == pytest.approx(largest, abs=2e-6)
@@ -287,11 +287,16 @@ def test_the_papers_sizes_come_out_exactly_on_the_public_training_table(tmp_path
     start_s = time.perf_counter()
     result = splits.assign(index, SplitConfig(train=167_429, validation=22_240, test=33_745))
     assert time.perf_counter() - start_s < 6  # 0.7 s on an idle core
-    wanted = {"train": 167_429, "validation": 22_240, "test": 33_745, "official_valid": 0, "unused": 0}
+    wanted = {"train": 167_429, "validation": 22_240, "test": 33_745, "official_valid": 0, "unused": 0, "unlabelled": 0}
     assert images_by_split(index, result.splits) == {k: v for k, v in wanted.items() if v}
     assert result.summary["images"] == wanted
     assert result.summary["balance"]["largest_deviation"]["absolute"] < 0.03
     tenth = result.summary["label_fractions"][0]["patients"] / result.summary["patients"]["train"]
     assert abs(tenth - 0.1) < 0.01
-    literal = splits.assign(index, SplitConfig(train=67_429, validation=22_240, test=33_745))
-    assert literal.summary["images"]["unused"] == 100_000
+    assert splits.assign(index, SplitConfig(mode="paper")).splits == result.splits
+    literal = by_patient(splits.assign(index, SplitConfig(mode="paper_literal")).splits)
+    assert images_by_split(index, pa.Table.from_pylist(list(literal.values()))) == {
+        "train": 67_429, "validation": 22_240, "test": 33_745, "unused": 100_000
+    }  # fmt: skip
+    moved = {(row["split"], literal[patient]["split"]) for patient, row in by_patient(result.splits).items()}
+    assert moved == {("train", "train"), ("train", "unused"), ("validation", "validation"), ("test", "test")}

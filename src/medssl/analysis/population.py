@@ -23,8 +23,9 @@ _SOURCE_COUNTS = {
     "unknown_age": "Images with unknown age",
     "unknown_view_position": "Images with unknown view position",
 }
-_SHARES = {"share_female": "Female", "share_lateral": "Lateral view"}
-_POSITIVE = "share_positive "  # the splits' summary names a finding's share so
+# As the splits' summary names its shares.
+_POSITIVE = "share_positive "
+_WORDS = {"share_view ": "View ", "share_age ": "Age, years, ", "share_skin_type ": "Skin type ", "share_": ""}
 _PARTS = ("overall", "train", "validation", "test")
 
 
@@ -85,11 +86,10 @@ def label_fractions(splits_summary: Json) -> Table:
 def balance(splits_summary: Json, findings: Sequence[str]) -> Table:
     """Composition of the splits beside that of all patients, for what the study uses."""
     found = splits_summary.get("balance", {})
-    names = _SHARES | {f"{_POSITIVE}{finding}": f"{finding} positive" for finding in findings}
     rows = [
-        (words, *(_share(found["shares"][key].get(part)) for part in _PARTS))
-        for key, words in names.items()
-        if key in found.get("shares", {})
+        (_in_words(name), *(_share(shares.get(part)) for part in _PARTS))
+        for name, shares in found.get("shares", {}).items()
+        if not name.startswith(_POSITIVE) or name.removeprefix(_POSITIVE) in findings
     ]
     if ages := found.get("mean_age_years"):
         rows.append(("Mean age, years", *(_real(ages.get(part), 1) for part in _PARTS)))
@@ -102,12 +102,20 @@ def largest_deviation(splits_summary: Json) -> str:
     largest = splits_summary.get("balance", {}).get("largest_deviation")
     if not largest:
         return ""
-    words = _SHARES.get(largest["of"], f"{largest['of'].removeprefix(_POSITIVE)} positive")
+    words = _in_words(largest["of"])
     points = 100 * largest["absolute"]
     return (
         f"The largest deviation of a split from the whole, over all labels of the data set, is {points:.1f} "
-        f"percentage points ({words.lower()}, {largest['split']})."
+        f"percentage points ({words}, {largest['split']})."
     )
+
+
+def _in_words(name: str) -> str:
+    if name.startswith(_POSITIVE):
+        return f"{name.removeprefix(_POSITIVE)} positive"
+    prefix, words = next((prefix, words) for prefix, words in _WORDS.items() if name.startswith(prefix))
+    rest = name.removeprefix(prefix)
+    return f"{words}{rest}" if words else rest.capitalize()
 
 
 def _share(share: float | None) -> Cell:

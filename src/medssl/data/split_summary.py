@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from medssl import schema
 from medssl.config import SplitConfig
+from medssl.data.balance import Composition, attributes, mean_age_years
 
-*SPLIT_AT_RANDOM, OFFICIAL_VALID, UNUSED = schema.SPLITS
+*SPLIT_AT_RANDOM, OFFICIAL_VALID, UNUSED, UNLABELLED = schema.SPLITS
 # Only train patients have label fractions; these are reported, whatever the study uses.
 REPORTED_FRACTIONS = tuple(tenths / 10 for tenths in range(1, 11))
 
@@ -25,39 +25,47 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
 
     Args:
         index: Schema INDEX.
-        splits: Schema SPLIT_TABLE.
+        splits: Schema SPLIT_TABLE; patients who are not in the index do not count.
         config: What was asked for.
 
     Returns:
         images, patients: Numbers by split. requested_images: by split; a fraction times the images that were split.
-        patients_in_two_splits, patients_without_split: 0 unless something is wrong.
+        patients_in_two_splits, patients_without_split: 0 unless something is wrong, or studies or images were split.
         label_fractions: Patients and images of every tenth, for each draw.
         balance: Shares and mean age in each split and overall, and the largest deviation of a share.
+        excluded_from_pretraining: Unlabelled images of patients who are in validation or test.
     """
-    joined: Any = index.select(["patient_id", "image_id"]).join(
-        splits.select(["patient_id", "split"]), keys="patient_id", join_type="full outer"
-    )
-    by_patient: Any = joined.group_by("patient_id").aggregate([("split", "count_distinct"), ("image_id", "count")])
-    num_splits = by_patient["split_count_distinct"].to_numpy()
-    images = Counter(joined["split"].to_pylist())
-    patients = Counter(splits["split"].to_pylist())
-    num_own = sum(images[split] for split in (*SPLIT_AT_RANDOM, UNUSED))
+    unit = schema.split_unit(splits)
+    present: Any = splits.filter(pc.is_in(splits[unit], value_set=index[unit]))
+    # A join and no look-up: a broken table may hold a patient twice.
+    columns = dict.fromkeys(["patient_id", unit])
+    joined: Any = index.select(list(columns)).join(present.select([unit, "split"]), keys=unit, join_type="left outer")
+    num_splits = joined.group_by("patient_id").aggregate([("split", "count_distinct")])["split_count_distinct"]
+    patients = Counter(joined.group_by(["patient_id", "split"]).aggregate([])["split"].to_pylist())
+    at: Column = pc.index_in(index[unit], value_set=present[unit].combine_chunks())
+    split = np.array(present["split"].take(at).to_pylist(), dtype=object)
+    images = Counter(split.tolist())
+    is_unlabelled = np.array([source == UNLABELLED for source in index["source_split"].to_pylist()], dtype=bool)
+    labelled = Counter(split[~is_unlabelled].tolist())
+    num_own = sum(labelled[name] for name in (*SPLIT_AT_RANDOM, UNUSED))
+    in_evaluation = np.isin(split.astype(str), ["validation", "test", OFFICIAL_VALID])
     return {
-        "images": {split: images[split] for split in schema.SPLITS},
-        "patients": {split: patients[split] for split in schema.SPLITS},
+        "images": {name: images[name] for name in schema.SPLITS},
+        "patients": {name: patients[name] for name in schema.SPLITS},
         "requested_images": {s: int(n) if config.exact else round(n * num_own, 6) for s, n in config.sizes.items()},
-        "patients_in_two_splits": int((num_splits > 1).sum()),
-        "patients_without_split": int((num_splits < 1).sum()),
-        "label_fractions": _fractions(index, splits, config.draws),
-        "balance": _balance(index, splits),
+        "patients_in_two_splits": int((num_splits.to_numpy() > 1).sum()),
+        "patients_without_split": int((num_splits.to_numpy() < 1).sum()),
+        "label_fractions": _fractions(index, present, unit, config.draws),
+        "balance": _balance(index, split),
+        "excluded_from_pretraining": int((is_unlabelled & in_evaluation).sum()),
     }
 
 
-def _fractions(index: pa.Table, splits: pa.Table, num_draws: int) -> list[dict[str, Any]]:
+def _fractions(index: pa.Table, splits: pa.Table, unit: str, num_draws: int) -> list[dict[str, Any]]:
     """Patients and images that each label fraction holds, for each draw."""
-    counted: Any = index.group_by("patient_id").aggregate([([], "count_all")])
+    counted: Any = index.group_by(unit).aggregate([([], "count_all")])
     train: Any = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
-    position: Column = pc.index_in(train["patient_id"], value_set=counted["patient_id"].combine_chunks())
+    position: Column = pc.index_in(train[unit], value_set=counted[unit].combine_chunks())
     num_images = counted["count_all"].take(position).to_numpy()
     rows = []
     for draw in range(num_draws):
@@ -68,60 +76,44 @@ def _fractions(index: pa.Table, splits: pa.Table, num_draws: int) -> list[dict[s
                 {
                     "draw": draw,
                     "label_fraction": fraction,
-                    "patients": int(is_in.sum()),
+                    "patients": len(train.filter(pa.array(is_in))["patient_id"].unique()),
                     "images": int(num_images[is_in].sum()),
                 }
             )
     return rows
 
 
-def _balance(index: pa.Table, splits: pa.Table) -> dict[str, Any]:
-    """Composition of the splits beside that of all patients who were split; null where nothing is known.
+def _balance(index: pa.Table, split: NDArray[Any]) -> dict[str, Any]:
+    """Composition of the splits beside that of all images that were split; null where nothing is known.
 
-    Shares are of images: of those with a known sex or view position, and of all for a finding stated positive.
+    Shares are of the images of which the attribute is known; of a finding, of those that it was assessed in.
     """
-    position: Column = pc.index_in(index["patient_id"], value_set=splits["patient_id"].combine_chunks())
-    split = np.array(splits["split"].take(position).to_pylist(), dtype=object)
-    parts = {"overall": split != OFFICIAL_VALID, **{name: split == name for name in SPLIT_AT_RANDOM}}
-    values = {
-        "share_female": _flags(index["sex"], "female"),
-        "share_lateral": _flags(index["view_position"], "lateral"),
-        **{
-            f"share_positive {finding}": (index[f"{schema.LABEL_PREFIX}{finding}"].to_numpy() == schema.POSITIVE) * 1.0
-            for finding in schema.label_columns(index)
-        },
+    parts = (*SPLIT_AT_RANDOM, UNUSED)
+    part_of_image = np.array([parts.index(name) if name in parts else len(parts) for name in split.tolist()])
+    by_part = Composition.count(attributes(index), part_of_image, len(parts))
+    overall = by_part.merged(np.zeros(len(parts), dtype=np.int64), 1)
+    rows = np.vstack([overall.shares(), by_part.shares()[: len(SPLIT_AT_RANDOM)]])
+    shares = {
+        name: {part: _rounded(share) for part, share in zip(("overall", *SPLIT_AT_RANDOM), rows[:, v], strict=True)}
+        for v, name in enumerate(overall.names)
     }
-    shares = {name: _means(numbers, parts) for name, numbers in values.items()}
-    deviations = [
-        (round(abs(share - overall), 6), name, part)
-        for name, means in shares.items()
-        for part, share in means.items()
-        if share is not None and (overall := means["overall"]) is not None
-    ]
-    largest = max(deviations, default=None)
+    deviations = by_part.deviations(overall)[: len(SPLIT_AT_RANDOM)]
+    largest = None
+    if deviations.size:
+        at, v = np.unravel_index(np.argmax(deviations), deviations.shape)
+        largest = {
+            "absolute": round(float(deviations[at, v]), 6),
+            "of": overall.names[int(v)],
+            "split": SPLIT_AT_RANDOM[int(at)],
+        }
     ages_years = index["age_years"].to_numpy().astype(np.float64)
-    return {
-        "shares": shares,
-        "mean_age_years": _means(ages_years, parts),
-        "largest_deviation": dict(zip(("absolute", "of", "split"), largest, strict=True)) if largest else None,
-    }
+    ages = {name: mean_age_years(ages_years[part_of_image == i]) for i, name in enumerate(SPLIT_AT_RANDOM)}
+    ages["overall"] = mean_age_years(ages_years[part_of_image < len(parts)])
+    return {"shares": shares, "mean_age_years": ages, "largest_deviation": largest}
 
 
-def _flags(column: Column, value: str) -> NDArray[np.float64]:
-    """1 where `column` is `value`, 0 where it is not, NaN where it is null."""
-    flags: Column = pc.equal(column, pa.scalar(value))
-    numbers: NDArray[np.float64] = flags.cast(pa.float64()).to_numpy()
-    return numbers
-
-
-def _means(values: NDArray[np.float64], parts: Mapping[str, NDArray[np.bool_]]) -> dict[str, float | None]:
-    """Mean of the known values of each part, rounded to 6 digits."""
-    means: dict[str, float | None] = {}
-    for name, is_in in parts.items():
-        known = values[is_in & ~np.isnan(values)]
-        # fsum: the same for every order of rows
-        means[name] = round(math.fsum(known.tolist()) / known.size, 6) if known.size else None
-    return means
+def _rounded(share: float) -> float | None:
+    return None if math.isnan(share) else round(float(share), 6)
 
 
 def ranks_of_draw(splits: pa.Table, draw: int) -> NDArray[np.float64]:

@@ -16,15 +16,28 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medssl import schema
-from medssl.config import SplitConfig
+from medssl.config import PAPER_LITERAL_TRAIN, SplitConfig
+from medssl.data.balance import Composition, attributes
 from medssl.data.packing import first_fit, missing, nearest_sums, pack
-from medssl.data.split_summary import OFFICIAL_VALID, UNUSED, ranks_of_draw, summarize
+from medssl.data.split_summary import UNUSED, ranks_of_draw, summarize
+from medssl.data.units import (
+    UNIT_COLUMNS,
+    Names,
+    Units,
+    follow,
+    groups_of,
+    keep,
+    num_grouped_patients,
+    read_units,
+    with_kept_rows,
+)
 from medssl.exit_codes import BadInputError
 
 # The smaller splits choose first; with fractions, train takes what is left.
 FILL_ORDER = ("test", "validation", "train")
 
 Column = Any  # a pyarrow array; the published stubs cannot say of what
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Assignment:
     """Who is in which split.
 
     Attributes:
-        splits: Schema SPLIT_TABLE, rows sorted by patient_id; label_ranks has one number in [0, 1) a draw.
+        splits: Schema SPLIT_TABLE, rows sorted by their unit; label_ranks has one number in [0, 1) a draw.
         summary: The proof of it, recounted from the joined tables, in JSON types; shares are 0-1.
     """
 
@@ -40,36 +53,51 @@ class Assignment:
     summary: dict[str, Any]
 
 
-def assign(index: pa.Table, config: SplitConfig) -> Assignment:
+def assign(
+    index: pa.Table, config: SplitConfig, *, previous: pa.Table | None = None, pairs: pa.Table | None = None
+) -> Assignment:
     """Put every patient of `index` into exactly one split.
 
     In hash order a patient goes to the first of test, validation and train with room for all of its images. Where
     this misses the sizes, the patients that came last in each split are placed anew, exactly. Fractions that cannot
     be met exactly are met as nearly as whole patients allow; exact sizes that leave images over leave whole patients
-    "unused". Patients of the source's official validation table stay there.
+    "unused". Patients of the source's official validation table stay there; who has unlabelled images only is
+    "unlabelled", for pretraining alone.
 
     Args:
         index: Schema INDEX.
         config: Sizes, seed and number of draws.
+        previous: An earlier SPLIT_TABLE: its patients keep split and ranks, and only the others are placed, so that
+            the sizes hold for all together. Patients who are in it alone stay in the result.
+        pairs: Schema DUPLICATES: patients who share a picture are placed together.
 
     Raises:
-        BadInputError: Exact sizes cannot be met, or a split would hold no patient.
+        BadInputError: Exact sizes cannot be met, a split would hold no patient, or `previous` is of another kind.
     """
-    patients = _patients(index)
-    is_official = pc.equal(patients["source_split"], pa.scalar(OFFICIAL_VALID)).to_numpy(zero_copy_only=False)
-    ids = np.array(patients["patient_id"].to_pylist(), dtype=object)
-    names = np.full(ids.size, OFFICIAL_VALID, dtype=object)
-    own = np.flatnonzero(~is_official)
-    order = own[np.argsort(_hashes(ids[own], f"split/{config.seed}"), kind="stable")]
-    sizes = patients["num_images"].to_numpy()[order]
-    names[order] = _place(sizes, config)
-    ranks = np.column_stack([label_ranks(ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
-    splits = pa.Table.from_arrays(
-        [patients["patient_id"], pa.array(names, pa.string()), pa.array(list(ranks), pa.list_(pa.float64()))],
-        names=["patient_id", "split", "label_ranks"],
-    )
-    splits = schema.check(splits, schema.SPLIT_TABLE, "splits")
-    return Assignment(splits, summarize(index, splits, config))
+    units = read_units(index, UNIT_COLUMNS[config.group_by])
+    if previous is not None:
+        keep(units, previous, config)
+    group_of_unit = groups_of(units, pairs)
+    follow(units.names, group_of_unit)
+    tried = _place_all(index, units, group_of_unit, config)
+    ranks = np.column_stack([label_ranks(units.ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
+    columns: dict[str, Column] = {
+        "patient_id": pa.array(units.patient_ids, pa.string()),
+        "split": pa.array(units.names, pa.string()),
+        "label_ranks": pa.array(list(ranks), pa.list_(pa.float64())),
+    }
+    if units.column != "patient_id":
+        columns[units.column] = pa.array(units.ids, pa.string())
+    splits = schema.check(pa.table(columns), schema.SPLIT_TABLE, "splits")
+    if previous is not None:
+        splits = with_kept_rows(splits, previous, units.column)
+    summary = summarize(index, splits, config) | {
+        "group_by": config.group_by,
+        "seeds_tried": tried,
+        "kept_from_previous": 0 if previous is None else previous.num_rows,
+        "patients_in_groups_of_shared_pictures": num_grouped_patients(units, group_of_unit),
+    }
+    return Assignment(splits, summary)
 
 
 def label_ranks(patient_ids: Sequence[str] | NDArray[Any], *, seed: int, draw: int) -> NDArray[np.float64]:
@@ -111,22 +139,51 @@ def _hashes(patient_ids: Sequence[str] | NDArray[Any], purpose: str) -> NDArray[
     return np.frombuffer(bytes(digests), dtype=">u8").astype(np.uint64)
 
 
-def _patients(index: pa.Table) -> pa.Table:
-    """One row a patient, sorted by patient_id, so that equal hashes (never seen) have an order, too."""
-    counted: Any = index.group_by(["patient_id", "source_split"]).aggregate([([], "count_all")])
-    counted = counted.rename_columns(["patient_id", "source_split", "num_images"]).sort_by("patient_id")
-    in_two = counted.num_rows - len(counted["patient_id"].unique())
-    if in_two:
-        raise BadInputError(
-            f"index: {in_two} patients are in the tables of both train and official validation; run ingest again"
-        )
-    table: pa.Table = counted
-    return table
+def _place_all(index: pa.Table, units: Units, group_of_unit: Ints, config: SplitConfig) -> list[dict[str, Any]]:
+    """Decide every unit that is left, by the best of the seeds to try; returns each with its largest deviation."""
+    is_free = units.names == ""
+    groups, code = np.unique(group_of_unit[is_free], return_inverse=True)
+    sizes = np.bincount(code, weights=units.num_images[is_free], minlength=groups.size).astype(np.int64)
+    ids = units.ids[groups]
+    held = {split: int(units.num_images[units.names == split].sum()) for split in (*FILL_ORDER, UNUSED)}
+    if not groups.size and any(held.values()):
+        return []
+    composition = _composition(index, units) if config.balance_seeds > 1 else None
+    tried: list[dict[str, Any]] = []
+    best: Names | None = None
+    for seed in range(config.seed, config.seed + config.balance_seeds):
+        order = np.argsort(_hashes(ids, f"split/{seed}"), kind="stable")
+        placed = np.empty(groups.size, dtype=object)
+        placed[order] = _place(sizes[order], config, held)
+        names = units.names.copy()
+        names[is_free] = placed[code]
+        deviation = None if composition is None else _largest_deviation(composition, names)
+        if best is None or (deviation is not None and deviation < min(t["largest_deviation"] for t in tried)):
+            best = names
+        tried.append({"seed": seed, "largest_deviation": deviation})
+    if best is not None:
+        units.names[:] = best
+    return tried
 
 
-def _place(sizes: NDArray[np.int64], config: SplitConfig) -> NDArray[Any]:
-    """Split of each patient, given the number of images of each in hash order."""
-    targets = _targets(int(sizes.sum()), config)
+def _composition(index: pa.Table, units: Units) -> Composition:
+    return Composition.count(attributes(index), units.of_image, units.ids.size)
+
+
+def _largest_deviation(composition: Composition, names: Names) -> float:
+    """The largest absolute deviation of a split's share from that of all patients who are split."""
+    parts = (*FILL_ORDER, UNUSED)
+    part = np.array([parts.index(name) if name in parts else len(parts) for name in names.tolist()])
+    splits = composition.merged(part, len(parts))
+    overall = splits.merged(np.zeros(len(parts), dtype=np.int64), 1)
+    return round(float(splits.deviations(overall)[: len(FILL_ORDER)].max(initial=0.0)), 6)
+
+
+def _place(sizes: Ints, config: SplitConfig, held: dict[str, int]) -> Names:
+    """Split of each group, given the number of images of each in hash order and those each split already holds."""
+    if config.mode == "paper_literal":
+        return _place_literally(sizes, config, held)
+    targets = _targets(int(sizes.sum()), config, held)
     groups = pack(sizes, targets)
     if groups is None and config.exact:
         raise BadInputError(_impossible(sizes, targets))
@@ -135,7 +192,7 @@ def _place(sizes: NDArray[np.int64], config: SplitConfig) -> NDArray[Any]:
         groups[groups == len(FILL_ORDER)] = FILL_ORDER.index("train")
     names = np.array([*FILL_ORDER, UNUSED], dtype=object)[groups]
     for split in FILL_ORDER:
-        if split not in names:
+        if split not in names and not held[split]:
             raise BadInputError(
                 f"impossible split: no patient for {split}, with {sizes.size} patients of {int(sizes.sum())} images; "
                 "change the sizes in the study's splits, or give more patients"
@@ -143,13 +200,38 @@ def _place(sizes: NDArray[np.int64], config: SplitConfig) -> NDArray[Any]:
     return names
 
 
-def _targets(num_images: int, config: SplitConfig) -> NDArray[np.int64]:
-    """Images wanted in each split of FILL_ORDER."""
+def _place_literally(sizes: Ints, config: SplitConfig, held: dict[str, int]) -> Names:
+    """The split with the paper's true sizes, of whose training images only the number that it prints is kept.
+
+    So both readings of the paper are evaluated on the same images (spec 2.4).
+    """
+    names = _place(sizes, config.model_copy(update={"mode": "paper"}), held)
+    in_train = np.flatnonzero(names == "train")
+    wanted = np.array([PAPER_LITERAL_TRAIN - held["train"]])
+    kept = pack(sizes[in_train], wanted) if wanted[0] >= 0 else None
+    if kept is None:
+        raise BadInputError(
+            f"impossible split: no patients of the training split have {PAPER_LITERAL_TRAIN} images together; "
+            "splits.mode paper_literal is for CheXpert's own table"
+        )
+    names[in_train[kept == 1]] = UNUSED
+    return names
+
+
+def _targets(num_images: int, config: SplitConfig, held: dict[str, int]) -> Ints:
+    """Of `num_images` still to be placed, those wanted in each split of FILL_ORDER beside what it already holds."""
     wanted = config.sizes
     if not config.exact:
-        test, validation = (round(wanted[split] * num_images) for split in ("test", "validation"))
+        total = num_images + sum(held.values())
+        test = min(max(round(wanted["test"] * total) - held["test"], 0), num_images)
+        validation = min(max(round(wanted["validation"] * total) - held["validation"], 0), num_images - test)
         return np.array([test, validation, num_images - test - validation])
-    targets = np.array([int(wanted[split]) for split in FILL_ORDER])
+    targets = np.array([int(wanted[split]) - held[split] for split in FILL_ORDER])
+    if targets.min() < 0:
+        raise BadInputError(
+            f"impossible split: the patients of the previous splits already have more images than wanted "
+            f"({_listed({split: held[split] for split in FILL_ORDER})}); raise the sizes or give fractions"
+        )
     if targets.sum() > num_images:
         raise BadInputError(
             f"impossible split: the sizes sum to {targets.sum()} images, the data set has {num_images}; lower the "
