@@ -90,6 +90,18 @@ INDEX = _table(
     labels=True,
 )
 SOURCES = _table("sources", ("image_id",), {"image_id": _TEXT, "file": _TEXT})
+DUPLICATES = _table(
+    "duplicates",
+    ("image_a", "image_b"),
+    {
+        "image_a": _TEXT,  # the smaller image_id of the two
+        "image_b": _TEXT,
+        "patient_a": _TEXT,
+        "patient_b": _TEXT,
+        "distance": pa.int32(),  # bits in which the perceptual hashes differ
+        "is_same_patient": _FLAG,
+    },
+)
 SPLIT_TABLE = _table(
     "splits",
     ("patient_id",),
@@ -200,7 +212,7 @@ METRICS = _table(
 )  # fmt: skip
 
 TABLES: Mapping[str, TableSchema] = MappingProxyType(
-    {s.name: s for s in (INDEX, SOURCES, SPLIT_TABLE, SHARD, SCORES, HISTORY, PREDICTIONS, ARMS, METRICS)}
+    {s.name: s for s in (INDEX, SOURCES, DUPLICATES, SPLIT_TABLE, SHARD, SCORES, HISTORY, PREDICTIONS, ARMS, METRICS)}
 )
 
 

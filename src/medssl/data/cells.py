@@ -10,9 +10,10 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +98,14 @@ class Cells:
         return pa.array(meanings, type=kind).take(encoded.indices)
 
 
-def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cells:
+def read(
+    root: Path,
+    name: str,
+    *,
+    setting: str,
+    required: Sequence[str],
+    other_names: Mapping[str, str] = MappingProxyType({}),
+) -> Cells:
     """Read the required columns of a comma-separated table, `.gz` or not.
 
     Args:
@@ -105,6 +113,7 @@ def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cel
         name: The table's name below it.
         setting: The key of the study that holds the name, for the messages.
         required: Columns that must be there; any others are counted and ignored.
+        other_names: What copies of the table call a required column; the result has the required name.
 
     Raises:
         BadInputError: The table is missing, damaged, empty, no UTF-8, ragged, or lacks a column.
@@ -120,6 +129,8 @@ def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cel
     except OSError as error:  # its own text holds the path
         raise BadInputError(f"{label} cannot be read: {error.strerror}; give a file that can be read") from None
     header = _header(label, text)
+    found_as = {c: other_names[c] if c not in header and other_names.get(c) in header else c for c in required}
+    required = list(found_as.values())
     if any(column not in header for column in required):
         if any("\n" in cell for cell in header):  # more likely a quotation mark that swallowed the next rows
             raise BadInputError(f"{label} {CLOSE_QUOTES}")
@@ -130,6 +141,7 @@ def read(root: Path, name: str, *, setting: str, required: Sequence[str]) -> Cel
     columns, rows = _parse(label, text, required)
     if not rows.size:
         raise BadInputError(f"{label} has a header but no rows; give the complete table")
+    columns = {column: columns[found] for column, found in found_as.items()}
     return Cells(label, columns, rows, len(header) - len(required))
 
 

@@ -5,13 +5,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medssl.config import DataConfig
-from medssl.data import chexpert
+from medssl.data import chexpert, nih, padchest
 from medssl.data.reading import Reading
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
 Reader = Callable[..., Reading]
-READERS: Mapping[str, Reader] = MappingProxyType({"chexpert": chexpert.read})
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {"chexpert": chexpert.read, "nih": nih.read, "padchest": padchest.read}
+)
 
 
 def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = True) -> Reading:

@@ -56,18 +56,22 @@ def finish(
     key: PatientKey,
     summary: Mapping[str, Any],
     group_kind: GroupKind = "patient",
+    files: Column | None = None,
 ) -> Reading:
     """Replace the source's names by identifiers, sort, and take the files' names into a table of their own.
 
     Args:
         rows: Columns of schema INDEX, where patient_id, case_id and image_id hold the source's names; image_id is
-            the file, relative to the data set's folder.
+            the file, relative to the data set's folder, unless `files` says where it lies.
         dataset: Name of the set, which enters every identifier.
         key: Makes the identifiers.
         summary: What the reader counted; counts of the finished index are added.
         group_kind: What patient_id stands for.
+        files: The file of each row, relative to the data set's folder, where copies of the set differ in their
+            folders and identifiers must not.
     """
-    files = rows["image_id"]
+    if files is None:
+        files = rows["image_id"]
     index = rows
     levels: tuple[Level, ...] = ("patient", "case", "image")
     for level in levels:
