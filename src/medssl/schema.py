@@ -67,7 +67,8 @@ INDEX = _table(
         "patient_id": _TEXT,
         "case_id": _TEXT,  # a CheXpert study; a skin lesion at one visit
         "image_id": _TEXT,
-        "source_split": _TEXT,  # "train" or "official_valid": the table of the source that listed the image
+        # "train" or "official_valid": the table of the source that listed the image; "unlabelled": no label is meant
+        "source_split": _TEXT,
         "view_position?": _TEXT,  # AP, PA, lateral
         "sex?": _TEXT,  # female, male
         "age_years?": pa.float32(),

@@ -5,13 +5,21 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medssl.config import DataConfig
-from medssl.data import chexpert
+from medssl.data import cases, chexpert, images
 from medssl.data.reading import Reading
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
 Reader = Callable[..., Reading]
-READERS: Mapping[str, Reader] = MappingProxyType({"chexpert": chexpert.read})
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "chexpert": chexpert.read,
+        "cases": cases.read,
+        "pad_ufes": cases.read,
+        "ham10000": cases.read,
+        "images": images.read,
+    }
+)
 
 
 def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = True) -> Reading:

@@ -56,18 +56,21 @@ def finish(
     key: PatientKey,
     summary: Mapping[str, Any],
     group_kind: GroupKind = "patient",
+    files: Column | None = None,
 ) -> Reading:
     """Replace the source's names by identifiers, sort, and take the files' names into a table of their own.
 
     Args:
-        rows: Columns of schema INDEX, where patient_id, case_id and image_id hold the source's names; image_id is
-            the file, relative to the data set's folder.
+        rows: Columns of schema INDEX, where patient_id, case_id and image_id hold the source's names.
         dataset: Name of the set, which enters every identifier.
         key: Makes the identifiers.
         summary: What the reader counted; counts of the finished index are added.
         group_kind: What patient_id stands for.
+        files: Each row's file, relative to the data set's folder; by default its image_id. Given where copies of a
+            set keep the images in different folders, which must not change identifiers.
     """
-    files = rows["image_id"]
+    if files is None:
+        files = rows["image_id"]
     index = rows
     levels: tuple[Level, ...] = ("patient", "case", "image")
     for level in levels:
@@ -122,7 +125,7 @@ def reject_repeated_images(cells: Cells, file: Column) -> None:
 def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
     """Refuse names that are empty, absolute, climb out of the data set's folder or hold control characters."""
     encoded = file.dictionary_encode()
-    is_wrong = np.array([not _is_safe(name) for name in encoded.dictionary.to_pylist()], dtype=bool)
+    is_wrong = np.array([not is_safe(name) for name in encoded.dictionary.to_pylist()], dtype=bool)
     cells.reject(
         is_wrong[encoded.indices.to_numpy()] if is_wrong.size else np.zeros(cells.rows.size, dtype=bool),
         f'column "{column}" holds no name of a file below the data set\'s folder',
@@ -130,7 +133,8 @@ def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
     )
 
 
-def _is_safe(name: str) -> bool:
+def is_safe(name: str) -> bool:
+    """Whether the name, relative to the data set's folder, stays below it and can be shown and stored as text."""
     path = PurePosixPath(name)
     return bool(name) and name.isprintable() and "\\" not in name and not path.is_absolute() and ".." not in path.parts
 
