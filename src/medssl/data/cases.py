@@ -77,11 +77,17 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
     )
     case = codes_of(listed.rows["case_id"].combine_chunks())
     labels, counts = conditions.labels(listed.cells, listed.columns["condition"], case, names)
-    rows = listed.rows
-    for condition, states in labels.items():
-        rows = rows.append_column(f"{schema.LABEL_PREFIX}{condition}", states)
+    columns: dict[str, Column] = {name: listed.rows[name] for name in listed.rows.column_names}
+    columns |= {f"{schema.LABEL_PREFIX}{condition}": states for condition, states in labels.items()}
     summary = {**listed.summary, **counts}
-    return finish(rows, dataset=config.name, key=key, summary=summary, group_kind=listed.group_kind, files=listed.files)
+    return finish(
+        pa.table(columns),
+        dataset=config.name,
+        key=key,
+        summary=summary,
+        group_kind=listed.group_kind,
+        files=listed.files,
+    )
 
 
 def list_images(
