@@ -110,16 +110,18 @@ def test_rows_of_a_case_that_disagree_give_it_the_union_and_are_counted(tmp_path
         row("4.jpg", case="other", condition="Acne;Rosacea"),
         row("5.jpg", case="other", condition="Rosacea | Acne|Acne"),
         row("6.jpg", case="blank", condition=""),
+        row("7.jpg", case="half", condition=""),
+        row("8.jpg", case="half", condition="Acne|Rosacea"),
     ]
     result = read_rows(tmp_path, rows)
     both, none = {"Acne": 1, "Rosacea": 1}, {"Acne": schema.NOT_ASSESSED, "Rosacea": schema.NOT_ASSESSED}
-    assert states(by_file(result)) == {**{f"{i}.jpg": both for i in range(1, 6)}, "6.jpg": none}
+    assert states(by_file(result)) == {**{f"{i}.jpg": both for i in (1, 2, 3, 4, 5, 7, 8)}, "6.jpg": none}
     counted = {name: result.summary[name] for name in result.summary if name.startswith(("cases_", "rows_"))}
     assert counted == {
-        "cases_with_several_conditions": 2,
+        "cases_with_several_conditions": 3,
         "cases_whose_rows_disagreed": 1,
         "cases_without_condition": 1,
-        "rows_labelled_by_others_of_their_case": 1,
+        "rows_labelled_by_others_of_their_case": 2,
     }
 
 
@@ -147,6 +149,10 @@ def test_cases_partition_images_their_truth_is_the_union_and_row_order_never_mat
     for file, r in index.items():
         named[r["patient_id"], r["case_id"]].add(file)
     assert sorted(map(sorted, named.values())) == sorted(map(sorted, members.values()))
+    stated = defaultdict(set)
+    for patient, case, conditions, _ in drawn:
+        stated[patient, case] |= {frozenset(conditions)} - {frozenset()}
+    assert result.summary["cases_whose_rows_disagreed"] == sum(len(sets) > 1 for sets in stated.values())
     all_conditions = set().union(*truth.values())
     for i, (patient, case, _, _) in enumerate(drawn):
         union = truth[patient, case]

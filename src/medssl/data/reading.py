@@ -6,7 +6,7 @@ keyed hashes. No message of a reader holds a path, an id or a name.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -135,8 +135,9 @@ def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
 
 def is_safe(name: str) -> bool:
     """Whether the name, relative to the data set's folder, stays below it and can be shown and stored as text."""
-    path = PurePosixPath(name)
-    return bool(name) and name.isprintable() and "\\" not in name and not path.is_absolute() and ".." not in path.parts
+    # Split by hand: for a million names a Path of each takes several times as long as all the rest of this.
+    leaves = name.startswith("/") or ".." in name.split("/")
+    return bool(name) and name.isprintable() and "\\" not in name and not leaves
 
 
 def probe(root: Path, file: Column) -> None:
