@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from medssl import layout, schema
+from medssl import layout, schema, table_commands
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -262,7 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     for stage, (module, inputs, call) in STAGES.items():
         text = getattr({"data": data, "train": train, "analysis": analysis}[module], stage).__doc__ or ""
         command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
-        command.add_argument("study", type=Path, help="study file whose section is used")
+        on_tables = table_commands.COMMANDS.get(stage)
+        command.add_argument(
+            "study", type=Path, nargs="?" if on_tables else None, help="study file whose section is used"
+        )
         command.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
         command.add_argument(
             "--input", action="append", default=[], metavar="ROLE=URI", help=f"roles: {inputs or 'none'}"
@@ -270,6 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--item", help="name of the pretraining run or arm")
         _add_store(command)
         command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
+        if on_tables:
+            table_commands.add(command, on_tables)
     return parser
 
 

@@ -32,6 +32,8 @@ AGE_EDGES_YEARS = (40.0, 60.0, 80.0)  # of the age bands that are balanced and a
 # images of CheXpert's training table and are its 75/10/15 split (spec 2.4).
 PAPER_SIZES: Mapping[str, int] = MappingProxyType({"train": 167_429, "validation": 22_240, "test": 33_745})
 PAPER_LITERAL_TRAIN = 67_429
+MAX_PIXELS = 100_000_000  # of one image, and the bytes of its file
+MAX_BYTES = 256 * 1024 * 1024
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
 
 
@@ -100,6 +102,8 @@ class DataConfig(Section):
     condition_names: dict[str, str] = {}
     # Folders of images without a table: is each file a patient of its own, or each first folder.
     group: Literal["file", "folder"] = "file"
+    # Whether the same picture under two patients is looked for at ingest, which decodes every image once.
+    find_duplicates: bool = True
     generate: GenerateConfig | None = None
     # What the fingerprint reads of an image file: size and modification time, or (slower) its bytes.
     fingerprint_files: Literal["stat", "content"] = "stat"
@@ -208,8 +212,8 @@ class ShardConfig(Section):
     jpeg_quality: int = Field(95, ge=50, le=100)
     num_parts: int = Field(16, ge=1, le=65536)
     max_undecodable_share: float = Field(0.01, ge=0, le=1)
-    max_pixels: Positive = 100_000_000  # an image that claims more is not decoded
-    max_bytes: Positive = 256 * 1024 * 1024
+    max_pixels: Positive = MAX_PIXELS  # an image that claims more is not decoded
+    max_bytes: Positive = MAX_BYTES
 
     @model_validator(mode="after")
     def _parts_are_a_power_of_two(self) -> Self:

@@ -2,6 +2,7 @@
 
 INDEX = "index.parquet"
 SOURCES = "sources.parquet"
+DUPLICATES = "duplicates.parquet"
 SPLITS = "splits.parquet"
 SUMMARY = "summary.json"
 SHARDS = "shards.json"

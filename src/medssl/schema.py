@@ -261,8 +261,22 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
     return table
 
 
-def write(table: pa.Table, schema: TableSchema, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    table: pa.Table,
+    schema: TableSchema,
+    path: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    mode: int = 0o666,
+) -> None:
     """Check, sort by the key and write `table`, atomically and always with the same bytes for the same rows.
+
+    Args:
+        table: Rows in any order.
+        schema: What they must be.
+        path: The file; its folder exists.
+        metadata: Text that is kept with the table.
+        mode: Permissions of the file, less those that the user's umask takes.
 
     Raises:
         SchemaError: The table does not fit, or two rows share a key.
@@ -274,6 +288,7 @@ def write(table: pa.Table, schema: TableSchema, path: Path, *, metadata: Mapping
         raise SchemaError(f"{path.name}: two rows share the key {', '.join(key)}")
     stored = {"medssl.schema": schema.name, **(metadata or {})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch(mode=mode)
     pq.write_table(table.replace_schema_metadata(stored), temporary, compression="zstd")
     temporary.replace(path)
 

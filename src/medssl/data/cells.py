@@ -105,6 +105,7 @@ def read(
     setting: str,
     required: Sequence[str],
     other_names: Mapping[str, str] = MappingProxyType({}),
+    remedy: str = "name the columns as expected",
 ) -> Cells:
     """Read the required columns of a comma-separated table, `.gz` or not.
 
@@ -114,27 +115,20 @@ def read(
         setting: The key of the study that holds the name, for the messages.
         required: Columns that must be there; any others are counted and ignored.
         other_names: What copies of the table call a required column; the result has the required name.
+        remedy: What to do where one is not, for the message.
 
     Raises:
         BadInputError: The table is missing, damaged, empty, no UTF-8, ragged, or lacks a column.
     """
     label = Path(name).name
-    try:
-        data = (root / name).read_bytes()
-        text = gzip.decompress(data) if name.endswith(".gz") else data
-    except FileNotFoundError:
-        raise BadInputError(f"{label} is not in the data set's folder; give its name as {setting}") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise BadInputError(f"{label} is damaged: it cannot be decompressed to its end; copy it anew") from None
-    except OSError as error:  # its own text holds the path
-        raise BadInputError(f"{label} cannot be read: {error.strerror}; give a file that can be read") from None
+    text = _text(root, name, setting)
     header = _header(label, text)
     found_as = {c: other_names[c] if c not in header and other_names.get(c) in header else c for c in required}
     required = list(found_as.values())
     if any(column not in header for column in required):
         if any("\n" in cell for cell in header):  # more likely a quotation mark that swallowed the next rows
             raise BadInputError(f"{label} {CLOSE_QUOTES}")
-        raise BadInputError(f"{label}: {_missing(required, header)}; name the columns as expected")
+        raise BadInputError(f"{label}: {_missing(required, header)}; {remedy}")
     for column in required:
         if header.count(column) > 1:
             raise BadInputError(f'{label}: column "{column}" occurs {header.count(column)} times in row 1; keep one')
@@ -143,6 +137,25 @@ def read(
         raise BadInputError(f"{label} has a header but no rows; give the complete table")
     columns = {column: columns[found] for column, found in found_as.items()}
     return Cells(label, columns, rows, len(header) - len(required))
+
+
+def read_header(root: Path, name: str, *, setting: str) -> list[str]:
+    """Names of the columns of a table, for a reader that chooses among layouts by them; see `read`."""
+    return _header(Path(name).name, _text(root, name, setting))
+
+
+def _text(root: Path, name: str, setting: str) -> bytes:
+    """The table's bytes, decompressed."""
+    label = Path(name).name
+    try:
+        data = (root / name).read_bytes()
+        return gzip.decompress(data) if name.endswith(".gz") else data
+    except FileNotFoundError:
+        raise BadInputError(f"{label} is not in the data set's folder; give its name as {setting}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise BadInputError(f"{label} is damaged: it cannot be decompressed to its end; copy it anew") from None
+    except OSError as error:  # its own text holds the path
+        raise BadInputError(f"{label} cannot be read: {error.strerror}; give a file that can be read") from None
 
 
 def _header(name: str, text: bytes) -> list[str]:

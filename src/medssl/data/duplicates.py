@@ -201,24 +201,25 @@ def table(pairs: Pairs, image_ids: Sequence[str], patient_ids: Sequence[str]) ->
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema.DUPLICATES.columns)
 
 
-def groups(patient_ids: Sequence[str], pairs: Pairs) -> list[str]:
-    """The smallest patient_id among the patients that are linked by shared pictures, for each picture.
+def groups(num: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest number that each of `num` patients is linked to by shared pictures; itself where it shares none.
 
     Sharing is transitive here: who shares a picture with someone who shares another one with a third is in one group
-    with both. The result depends neither on the order of pictures nor on that of pairs.
+    with both. The result does not depend on the order of the pairs.
 
     Args:
-        patient_ids: Of each picture that `pairs` numbers.
-        pairs: Confirmed pairs.
+        num: Of patients, or of whatever else pictures belong to.
+        a: One side of each pair, in [0, num).
+        b: The other side.
     """
-    parent = {patient: patient for patient in patient_ids}
+    parent = list(range(num))
 
-    def root_of(patient: str) -> str:
+    def root_of(patient: int) -> int:
         while parent[patient] != patient:
             parent[patient] = patient = parent[parent[patient]]
         return patient
 
-    for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True):
-        smaller, larger = sorted((root_of(patient_ids[a]), root_of(patient_ids[b])))
+    for one, other in zip(a.tolist(), b.tolist(), strict=True):
+        smaller, larger = sorted((root_of(one), root_of(other)))
         parent[larger] = smaller
-    return [root_of(patient) for patient in patient_ids]
+    return np.array([root_of(patient) for patient in range(num)], dtype=np.int64)

@@ -5,14 +5,22 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medssl.config import DataConfig
-from medssl.data import chexpert, nih, padchest
+from medssl.data import cases, chexpert, images, nih, padchest
 from medssl.data.reading import Reading
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
 Reader = Callable[..., Reading]
 READERS: Mapping[str, Reader] = MappingProxyType(
-    {"chexpert": chexpert.read, "nih": nih.read, "padchest": padchest.read}
+    {
+        "chexpert": chexpert.read,
+        "cases": cases.read,
+        "pad_ufes": cases.read,
+        "ham10000": cases.read,
+        "images": images.read,
+        "nih": nih.read,
+        "padchest": padchest.read,
+    }
 )
 
 

@@ -6,7 +6,7 @@ keyed hashes. No message of a reader holds a path, an id or a name.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -126,7 +126,7 @@ def reject_repeated_images(cells: Cells, file: Column) -> None:
 def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
     """Refuse names that are empty, absolute, climb out of the data set's folder or hold control characters."""
     encoded = file.dictionary_encode()
-    is_wrong = np.array([not _is_safe(name) for name in encoded.dictionary.to_pylist()], dtype=bool)
+    is_wrong = np.array([not is_safe(name) for name in encoded.dictionary.to_pylist()], dtype=bool)
     cells.reject(
         is_wrong[encoded.indices.to_numpy()] if is_wrong.size else np.zeros(cells.rows.size, dtype=bool),
         f'column "{column}" holds no name of a file below the data set\'s folder',
@@ -134,9 +134,11 @@ def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
     )
 
 
-def _is_safe(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and name.isprintable() and "\\" not in name and not path.is_absolute() and ".." not in path.parts
+def is_safe(name: str) -> bool:
+    """Whether the name, relative to the data set's folder, stays below it and can be shown and stored as text."""
+    # Split by hand: for a million names a Path of each takes several times as long as all the rest of this.
+    leaves = name.startswith("/") or ".." in name.split("/")
+    return bool(name) and name.isprintable() and "\\" not in name and not leaves
 
 
 def probe(root: Path, file: Column) -> None:

@@ -77,7 +77,7 @@ def assign(
     units = read_units(index, UNIT_COLUMNS[config.group_by])
     if previous is not None:
         keep(units, previous, config)
-    group_of_unit = groups_of(units, pairs)
+    group_of_unit = groups_of(units, index, pairs)
     follow(units.names, group_of_unit)
     tried = _place_all(index, units, group_of_unit, config)
     ranks = np.column_stack([label_ranks(units.ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
@@ -98,6 +98,28 @@ def assign(
         "patients_in_groups_of_shared_pictures": num_grouped_patients(units, group_of_unit),
     }
     return Assignment(splits, summary)
+
+
+def shares(index: pa.Table, splits: pa.Table) -> dict[str, float]:
+    """Share of the images of train, validation and test that lies in each, for `SplitConfig`.
+
+    Args:
+        index: Schema INDEX; images of patients who are not in `splits` do not count.
+        splits: Schema SPLIT_TABLE.
+
+    Raises:
+        BadInputError: One of the three has no image.
+    """
+    unit = schema.split_unit(splits)
+    at: Column = pc.index_in(index[unit], value_set=splits[unit].combine_chunks())
+    of_image = splits["split"].take(at).to_pylist()
+    images = {split: of_image.count(split) for split in FILL_ORDER}
+    if not all(images.values()):
+        raise BadInputError(
+            f"the previous splits have {_listed(images)} images in this index; expected some in each; were both made "
+            "with the same key and name?"
+        )
+    return {split: number / sum(images.values()) for split, number in images.items()}
 
 
 def label_ranks(patient_ids: Sequence[str] | NDArray[Any], *, seed: int, draw: int) -> NDArray[np.float64]:

@@ -116,14 +116,24 @@ def with_kept_rows(splits: pa.Table, previous: pa.Table, column: str) -> pa.Tabl
     return schema.check(pa.concat_tables(parts).sort_by(column), schema.SPLIT_TABLE, "splits")
 
 
-def groups_of(units: Units, pairs: pa.Table | None) -> Ints:
-    """The number of the group of each unit: its own, or that of the first unit with which it shares a picture."""
-    if pairs is None or not pairs.num_rows:
+def groups_of(units: Units, index: pa.Table, pairs: pa.Table | None) -> Ints:
+    """The number of the group of each unit: its own, or the first of those with which it shares a picture.
+
+    Args:
+        units: Of `index`.
+        index: Schema INDEX.
+        pairs: Schema DUPLICATES over the same images.
+
+    Raises:
+        BadInputError: A pair names an image that is not in the index.
+    """
+    if pairs is None:
         return np.arange(units.ids.size)
-    group_of_patient = duplicates.groups(pairs)
-    keys = [group_of_patient.get(patient, unit) for patient, unit in zip(units.patient_ids, units.ids, strict=True)]
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], dtype=np.int64)
+    rows = [pc.index_in(pairs[side], value_set=index["image_id"].combine_chunks()) for side in ("image_a", "image_b")]
+    if num_unknown := sum(side.null_count for side in rows):
+        raise BadInputError(f"duplicates: {num_unknown} images of pairs are not in the index; run ingest again")
+    a, b = (units.of_image[side.to_numpy()] for side in rows)
+    return duplicates.groups(units.ids.size, a, b)
 
 
 def follow(names: Names, group_of_unit: Ints) -> None:

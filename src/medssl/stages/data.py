@@ -2,12 +2,19 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from medssl import layout, schema
-from medssl.config import DataConfig, ShardConfig, SplitConfig
+from medssl.config import MAX_BYTES, MAX_PIXELS, DataConfig, ShardConfig, SplitConfig
+from medssl.exit_codes import BadInputError
 from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
 from medssl.stages import step as steps
 from medssl.store import Store, StoreError, write_json
+
+if TYPE_CHECKING:
+    from medssl.data.reading import Reading
 
 
 def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str) -> steps.Made:
@@ -48,37 +55,136 @@ def ingest(
             with store.build() as private:
                 schema.write(read.sources, schema.SOURCES, private / layout.SOURCES)
                 sources = store.put("private", private, {"num_images": read.sources.num_rows})
-            schema.write(
-                read.index,
-                schema.INDEX,
-                step.folder / layout.INDEX,
-                metadata={**read.metadata, "key_id": key.key_id, "sources": sources.digest},
-            )
+            metadata = {**read.metadata, "key_id": key.key_id, "sources": sources.digest}
+            schema.write(read.index, schema.INDEX, step.folder / layout.INDEX, metadata=metadata)
+            counts = {"images": read.index.num_rows}
+            if config.find_duplicates:
+                shared, summary = shared_pictures(read, Path(root))
+                schema.write(shared, schema.DUPLICATES, step.folder / layout.DUPLICATES)
+                counts["pairs_of_shared_pictures_between_patients"] = summary["pairs_between_patients"]
+                read.summary["duplicates"] = summary
             write_json(step.folder / layout.SUMMARY, read.summary)
-            step.finish("index", {"num_images": read.index.num_rows}, [("images", 0, read.index.num_rows)])
+            step.finish("index", {"num_images": read.index.num_rows}, [(n, 0, value) for n, value in counts.items()])
     return step.result
+
+
+def shared_pictures(read: "Reading", root: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The pairs of images that show the same picture (schema DUPLICATES), and their counts."""
+    from medssl.data import duplicates
+
+    files, image_ids, patient_ids = (
+        list(map(str, column.to_pylist()))
+        for column in (read.sources["file"], read.index["image_id"], read.index["patient_id"])
+    )
+    bounds: dict[str, Any] = {
+        "max_bytes": MAX_BYTES,
+        "max_pixels": MAX_PIXELS,
+        "num_threads": len(os.sched_getaffinity(0)),
+    }
+    hashed = duplicates.hash_files(files, root, **bounds)
+    pairs = duplicates.confirm(duplicates.candidates(hashed), files, root, **bounds)
+    table = duplicates.table(pairs, image_ids, patient_ids)
+    num_same = table["is_same_patient"].to_pylist().count(True)
+    summary = {
+        "images_compared": int(hashed.is_hashed.sum()),
+        "images_without_hash": dict(hashed.without),
+        "pairs_of_one_patient": num_same,
+        "pairs_between_patients": table.num_rows - num_same,
+    }
+    return table, summary
 
 
 def assign_splits(store: Store, config: SplitConfig, *, index_uri: str, code_version: str) -> steps.Made:
     """Assign every patient to train, validation or test, and to nested label fractions."""
-    from medssl.data import splits
-
     index = store.open(index_uri, kind="index")
+    inputs = {"index": index}
+    if config.extend:
+        inputs["previous"] = store.open(store.uri("splits", config.extend), kind="splits")
     with steps.start(
-        "assign_splits", store=store, code_version=code_version, config=config.dump(), inputs={"index": index}
+        "assign_splits", store=store, code_version=code_version, config=config.dump(), inputs=inputs
     ) as step:
         if step.made is None:
-            table = schema.read(index.folder / layout.INDEX, schema.INDEX)
-            assignment = splits.assign(table, config)
-            schema.write(assignment.splits, schema.SPLIT_TABLE, step.folder / layout.SPLITS)
-            write_json(step.folder / layout.SUMMARY, assignment.summary)
-            leaked = assignment.summary["patients_in_two_splits"]
-            step.finish(
-                "splits",
-                {"num_patients": assignment.splits.num_rows},
-                [("patients_in_two_splits", 0, leaked)],
+            previous = inputs["previous"].folder / layout.SPLITS if config.extend else None
+            pairs = index.folder / layout.DUPLICATES
+            summary = split_table(
+                index.folder / layout.INDEX,
+                step.folder / layout.SPLITS,
+                config,
+                previous_path=previous,
+                pairs_path=pairs if pairs.exists() else None,
             )
+            write_json(step.folder / layout.SUMMARY, summary)
+            leaked = summary["patients_in_two_splits"]
+            num_patients = sum(summary["patients"].values())
+            step.finish("splits", {"num_patients": num_patients}, [("patients_in_two_splits", 0, leaked)])
     return step.result
+
+
+def index_table(config: DataConfig, *, root: Path, out_path: Path, with_files: bool) -> dict[str, Any]:
+    """Read one data set into an index file, outside any store; returns the reader's summary.
+
+    Args:
+        config: Kind of the set and its tables.
+        root: What the names in the tables are relative to.
+        out_path: Where the index goes; with files, the table that leads to them goes beside it, readable by the
+            owner alone, and so do pairs of images that show the same picture.
+        with_files: False where only the table exists.
+    """
+    from medssl.data import readers
+
+    key = load_key(config, create=True)
+    read = readers.read(root, config, key, with_files=with_files)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    schema.write(read.index, schema.INDEX, out_path, metadata={**read.metadata, "key_id": key.key_id})
+    if with_files:
+        sources_path = out_path.with_name(f"{out_path.stem}.{layout.SOURCES}")
+        schema.write(read.sources, schema.SOURCES, sources_path, mode=0o600)
+        if config.find_duplicates:
+            shared, read.summary["duplicates"] = shared_pictures(read, root)
+            schema.write(shared, schema.DUPLICATES, out_path.with_name(f"{out_path.stem}.{layout.DUPLICATES}"))
+    return read.summary
+
+
+def split_table(
+    index_path: Path,
+    out_path: Path,
+    config: SplitConfig,
+    *,
+    previous_path: Path | None = None,
+    pairs_path: Path | None = None,
+) -> dict[str, Any]:
+    """Split an index file and write the table of splits; returns the proof of it.
+
+    Raises:
+        BadInputError: The previous splits were made with another key, or the sizes cannot be met.
+    """
+    from medssl.data import splits
+
+    index = schema.read(index_path, schema.INDEX)
+    key_id = schema.metadata_of(index).get("key_id", "")
+    previous = schema.read(previous_path, schema.SPLIT_TABLE) if previous_path else None
+    if previous is not None and (found := schema.metadata_of(previous).get("key_id", "")) != key_id:
+        raise BadInputError(
+            f"the previous splits were made with the patient key {found}, the index with {key_id}: no patient can be "
+            "recognised; ingest with the earlier key"
+        )
+    pairs = schema.read(pairs_path, schema.DUPLICATES) if pairs_path else None
+    assignment = splits.assign(index, config, previous=previous, pairs=pairs)
+    metadata = {"key_id": key_id, "group_by": config.group_by}
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    schema.write(assignment.splits, schema.SPLIT_TABLE, out_path, metadata=metadata)
+    return assignment.summary
+
+
+def shares_of(index_path: Path, splits_path: Path) -> dict[str, float]:
+    """Sizes, as fractions of images, that an earlier table of splits has among the images of an index.
+
+    Raises:
+        BadInputError: The two do not belong together.
+    """
+    from medssl.data import splits
+
+    return splits.shares(schema.read(index_path, schema.INDEX), schema.read(splits_path, schema.SPLIT_TABLE))
 
 
 def write_shards(
@@ -128,8 +234,6 @@ def load_key(config: DataConfig, *, expected: str | None = None, create: bool = 
     Raises:
         BadInputError: There is none, or not the one that the run was submitted with.
     """
-    from medssl.exit_codes import BadInputError
-
     key_file = os.environ.get(KEY_FILE_VARIABLE)
     key = PatientKey.load(
         config.key,
