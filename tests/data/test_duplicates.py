@@ -171,18 +171,6 @@ def test_the_table_orders_the_two_pictures_by_identifier_and_says_whether_the_pa
     assert schema.check(empty, schema.DUPLICATES, "duplicates").num_rows == 0
 
 
-def groups_of(num, linked):
-    a, b = np.array(linked, dtype=np.int64).reshape(-1, 2).T
-    return duplicates.groups(num, a, b).tolist()
-
-
-def test_groups_join_patients_over_shared_pictures_and_no_others():
-    assert groups_of(6, [(3, 1), (2, 0), (4, 4)]) == [0, 1, 0, 1, 4, 5]
-    assert groups_of(6, []) == [0, 1, 2, 3, 4, 5]
-    chain = [(3, 1), (1, 2), (2, 0)]
-    assert groups_of(6, chain) == groups_of(6, chain[::-1]) == [0, 0, 0, 0, 4, 5]
-
-
 def real_pictures(name, count):
     """Pictures of a set, with the patient of each."""
     root = SHARED_DATA_DIR / name

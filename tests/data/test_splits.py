@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medssl import schema
 from medssl.config import DataConfig, SplitConfig
-from medssl.data import packing, readers, splits
+from medssl.data import packing, readers, splits, units
 from medssl.data.split_summary import summarize
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -267,6 +267,162 @@ def test_balance_compares_each_split_with_all_that_were_split():
     shares = balance["shares"]
     largest = max(abs(means[s] - means["overall"]) for means in shares.values() for s in FRACTIONS.sizes)
     assert balance["largest_deviation"]["absolute"] == pytest.approx(largest, abs=2e-6)
+
+
+def with_source(index, source_split, chosen):
+    """The index with another source for the rows that `chosen` picks."""
+    rows = [{**row, "source_split": source_split} if chosen(i, row) else row for i, row in enumerate(index.to_pylist())]
+    return pa.Table.from_pylist(rows, index.schema)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes_of_patients, sizes_of_patients, st.integers(0, 2**40))
+def test_extending_keeps_every_place_and_rank_and_the_sizes_hold_for_all(sizes, new_sizes, seed):
+    config = FRACTIONS.model_copy(update={"seed": seed, "draws": 2})
+    before = splits.assign(index_of(sizes), config).splits
+    index = index_of([*sizes, *new_sizes])
+    after = splits.assign(index, config, previous=before)
+    kept = by_patient(after.splits)
+    assert {patient: kept[patient] for patient in by_patient(before)} == by_patient(before)
+    assert len(kept) == len(sizes) + len(new_sizes)
+    assert after.summary["patients_in_two_splits"] == after.summary["patients_without_split"] == 0
+    counted, total = images_by_split(index, after.splits), sum(sizes) + sum(new_sizes)
+    held = images_by_split(index_of(sizes), before)
+    for split, share in (("test", 0.25), ("validation", 0.15)):
+        assert counted[split] >= held[split]
+        assert abs(counted[split] - max(held[split], round(share * total))) <= 9  # nine images: the largest patient
+
+
+def test_extending_meets_exact_sizes_and_keeps_patients_who_are_gone():
+    before = splits.assign(index_of([1, 2, 3] * 10), SplitConfig(train=30, validation=12, test=18)).splits
+    index = index_of([1, 2, 3] * 10 + [1, 1, 2] * 8, first=3)  # the first three patients are gone: six images
+    after = splits.assign(index, SplitConfig(train=50, validation=15, test=20), previous=before)
+    assert {split: after.summary["images"][split] for split in FRACTIONS.sizes} == {
+        "train": 50, "validation": 15, "test": 20
+    }  # fmt: skip
+    kept = by_patient(after.splits)
+    assert all(kept[patient] == row for patient, row in by_patient(before).items())
+    with pytest.raises(BadInputError, match="already have more images than wanted"):
+        splits.assign(index, SplitConfig(train=10, validation=2, test=5), previous=before)
+
+
+def test_extending_with_nobody_new_changes_no_byte(tmp_path):
+    index, paths = index_of([1, 2, 3] * 10), (tmp_path / "a", tmp_path / "b")
+    before = splits.assign(index, FRACTIONS).splits
+    for path, table in zip(paths, (before, splits.assign(index, FRACTIONS, previous=before).splits), strict=True):
+        schema.write(table, schema.SPLIT_TABLE, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draws": 3}, "have 1 draws, these shall have 3"),
+        ({"group_by": "image"}, "keep every patient whole, these shall keep every image"),
+    ],
+)
+def test_splits_of_another_kind_are_not_extended(changes, message):
+    index = index_of([2] * 20)
+    before = splits.assign(index, FRACTIONS).splits
+    with pytest.raises(BadInputError, match=message):
+        splits.assign(index, FRACTIONS.model_copy(update=changes), previous=before)
+    with pytest.raises(BadInputError, match="none of the previous splits' patients is in the index"):
+        splits.assign(index_of([2] * 20, first=100), FRACTIONS, previous=before)
+
+
+@pytest.mark.parametrize(("group_by", "unit"), [("study", "case_id"), ("image", "image_id")])
+def test_studies_or_images_are_split_where_the_study_says_so_and_the_leak_is_counted(tmp_path, group_by, unit):
+    index = index_of([4, 6, 3] * 12)
+    rows = [{**row, "case_id": f"{row['patient_id']}-{i // 2}"} for i, row in enumerate(index.to_pylist())]
+    index = pa.Table.from_pylist(rows, index.schema)
+    config = FRACTIONS.model_copy(update={"group_by": group_by})
+    result = splits.assign(index, config)
+    path = tmp_path / "splits.parquet"
+    schema.write(result.splits, schema.SPLIT_TABLE, path)
+    table = schema.read(path, schema.SPLIT_TABLE)
+    assert schema.split_unit(table) == unit
+    assert sorted(table[unit].to_pylist()) == sorted(set(index[unit].to_pylist()))
+    split_of = dict(zip(table[unit].to_pylist(), table["split"].to_pylist(), strict=True))
+    by_owner = {}
+    for row in rows:
+        by_owner.setdefault(row["patient_id"], set()).add(split_of[row[unit]])
+    num_leaking = sum(len(found) > 1 for found in by_owner.values())
+    assert result.summary["patients_in_two_splits"] == num_leaking > 0
+    counted = Counter(split_of[row[unit]] for row in rows)
+    assert result.summary["images"] == {split: counted[split] for split in schema.SPLITS}
+
+
+def test_patients_who_share_a_picture_are_in_one_split_and_exact_sizes_hold():
+    index = index_of([3, 2, 1, 1] * 20)
+    rows = index.to_pylist()
+    first = {row["patient_id"]: row["image_id"] for row in rows}
+    names = sorted(first)
+    linked = [tuple(sorted((first[a], first[b]))) for a, b in zip(names[:30:3], names[1:30:3], strict=True)]
+    owner = {image: patient for patient, image in first.items()}
+    pairs = pa.Table.from_pylist(
+        [
+            {
+                "image_a": a,
+                "image_b": b,
+                "patient_a": owner[a],
+                "patient_b": owner[b],
+                "distance": 0,
+                "is_same_patient": False,
+            }
+            for a, b in linked
+        ],
+        schema.DUPLICATES.columns,
+    )
+    alone = by_patient(splits.assign(index, FRACTIONS).splits)
+    assert any(alone[owner[a]]["split"] != alone[owner[b]]["split"] for a, b in linked)
+    result = splits.assign(index, SplitConfig(train=90, validation=20, test=30), pairs=pairs)
+    together = by_patient(result.splits)
+    assert all(together[owner[a]]["split"] == together[owner[b]]["split"] for a, b in linked)
+    assert result.summary["images"]["train"] == 90
+    assert result.summary["patients_in_groups_of_shared_pictures"] == 20
+    # Who shares a picture with a patient of the official validation set goes there, too.
+    a, b = linked[0]
+    official = with_source(index, "official_valid", lambda _, row: row["patient_id"] == owner[a])
+    assert by_patient(splits.assign(official, FRACTIONS, pairs=pairs).splits)[owner[b]]["split"] == "official_valid"
+
+
+def test_more_seeds_give_a_better_balance_at_the_same_exact_sizes():
+    index = index_of([1, 2, 3] * 30)
+    config = SplitConfig(train=100, validation=30, test=50)
+    one, best = (splits.assign(index, config.model_copy(update={"balance_seeds": n})).summary for n in (1, 20))
+    assert best["images"] == one["images"]
+    tried = {seed["seed"]: seed["largest_deviation"] for seed in best["seeds_tried"]}
+    assert list(tried) == list(range(20))
+    assert best["balance"]["largest_deviation"]["absolute"] == min(tried.values())
+    assert tried[0] == one["balance"]["largest_deviation"]["absolute"] > min(tried.values())
+
+
+def test_unlabelled_images_neither_count_for_the_sizes_nor_move_a_patient_and_those_of_evaluation_are_excluded():
+    labelled = index_of([2] * 30)
+    more = index_of([2] * 30 + [3] * 10)
+    index = with_source(more, "unlabelled", lambda i, row: row["image_id"].endswith("-1") or i >= 60)
+    plain = with_source(labelled, "train", lambda *_: True)
+    plain = plain.filter(pa.array([not image.endswith("-1") for image in plain["image_id"].to_pylist()]))
+    result, expected = splits.assign(index, FRACTIONS), splits.assign(plain, FRACTIONS)
+    found = by_patient(result.splits)
+    assert {patient: found[patient] for patient in by_patient(expected.splits)} == by_patient(expected.splits)
+    assert {found[patient_name(i)]["split"] for i in range(30, 40)} == {"unlabelled"}
+    assert result.summary["images"]["unlabelled"] == 30
+    assert result.summary["excluded_from_pretraining"] == sum(
+        found[patient]["split"] in ("validation", "test") for patient in by_patient(expected.splits)
+    )
+
+
+def groups_of(num, linked):
+    a, b = np.array(linked, dtype=np.int64).reshape(-1, 2).T
+    return units.linked(num, a, b).tolist()
+
+
+def test_groups_join_patients_over_shared_pictures_and_no_others():
+    assert groups_of(6, [(3, 1), (2, 0), (4, 4)]) == [0, 1, 0, 1, 4, 5]
+    assert groups_of(6, []) == [0, 1, 2, 3, 4, 5]
+    chain = [(3, 1), (1, 2), (2, 0)]
+    assert groups_of(6, chain) == groups_of(6, chain[::-1]) == [0, 0, 0, 0, 4, 5]
 
 
 @pytest.mark.parametrize(("fraction", "draw"), [(0, 0), (1.1, 0), (0.5, 1), (0.5, -1)])

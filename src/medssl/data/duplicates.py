@@ -199,27 +199,3 @@ def table(pairs: Pairs, image_ids: Sequence[str], patient_ids: Sequence[str]) ->
         rows.append((image_ids[first], image_ids[second], *patients, distance, patients[0] == patients[1]))
     names = schema.DUPLICATES.columns.names
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema.DUPLICATES.columns)
-
-
-def groups(num: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest number that each of `num` patients is linked to by shared pictures; itself where it shares none.
-
-    Sharing is transitive here: who shares a picture with someone who shares another one with a third is in one group
-    with both. The result does not depend on the order of the pairs.
-
-    Args:
-        num: Of patients, or of whatever else pictures belong to.
-        a: One side of each pair, in [0, num).
-        b: The other side.
-    """
-    parent = list(range(num))
-
-    def root_of(patient: int) -> int:
-        while parent[patient] != patient:
-            parent[patient] = patient = parent[parent[patient]]
-        return patient
-
-    for one, other in zip(a.tolist(), b.tolist(), strict=True):
-        smaller, larger = sorted((root_of(one), root_of(other)))
-        parent[larger] = smaller
-    return np.array([root_of(patient) for patient in range(num)], dtype=np.int64)

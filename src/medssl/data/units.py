@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from medssl import schema
 from medssl.config import SplitConfig
-from medssl.data import duplicates
 from medssl.exit_codes import BadInputError
 
 UNIT_COLUMNS = {"patient": "patient_id", "study": "case_id", "image": "image_id"}
@@ -108,7 +107,8 @@ def with_kept_rows(splits: pa.Table, previous: pa.Table, column: str) -> pa.Tabl
     is_known: Column = pc.is_in(splits[column], value_set=previous[column])
     known = splits.filter(is_known).sort_by(column)
     kept = previous.filter(pc.is_in(previous[column], value_set=known[column])).sort_by(column)
-    known = known.set_column(known.column_names.index("label_ranks"), "label_ranks", kept["label_ranks"])
+    at = known.column_names.index("label_ranks")
+    known = known.set_column(at, known.schema.field(at), kept["label_ranks"])
     is_new: Column = pc.invert(is_known)
     is_absent: Column = pc.invert(pc.is_in(previous[column], value_set=splits[column]))
     tables = (known, splits.filter(is_new), previous.filter(is_absent))
@@ -133,7 +133,31 @@ def groups_of(units: Units, index: pa.Table, pairs: pa.Table | None) -> Ints:
     if num_unknown := sum(side.null_count for side in rows):
         raise BadInputError(f"duplicates: {num_unknown} images of pairs are not in the index; run ingest again")
     a, b = (units.of_image[side.to_numpy()] for side in rows)
-    return duplicates.groups(units.ids.size, a, b)
+    return linked(units.ids.size, a, b)
+
+
+def linked(num: int, a: Ints, b: Ints) -> Ints:
+    """The smallest number that each of `num` patients is linked to by shared pictures; itself where it shares none.
+
+    Sharing is transitive here: who shares a picture with someone who shares another one with a third is in one group
+    with both. The result does not depend on the order of the pairs.
+
+    Args:
+        num: Of patients, or of whatever else pictures belong to.
+        a: One side of each pair, in [0, num).
+        b: The other side.
+    """
+    parent = list(range(num))
+
+    def root_of(patient: int) -> int:
+        while parent[patient] != patient:
+            parent[patient] = patient = parent[parent[patient]]
+        return patient
+
+    for one, other in zip(a.tolist(), b.tolist(), strict=True):
+        smaller, larger = sorted((root_of(one), root_of(other)))
+        parent[larger] = smaller
+    return np.array([root_of(patient) for patient in range(num)], dtype=np.int64)
 
 
 def follow(names: Names, group_of_unit: Ints) -> None:
