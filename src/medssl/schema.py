@@ -153,6 +153,7 @@ PREDICTIONS = _table(
         "class": _TEXT,
         "unit_kind": _TEXT,  # image or case
         "patient_id": _TEXT,
+        "group_kind": _TEXT,  # what patient_id stands for: patient; lesion or image where the set names no patient
         "y_true?": pa.int8(),  # null: not known under the study's label policy
         "y_score": _REAL,  # probability
         "is_selected": _FLAG,  # made by the repeat that validation chose
@@ -195,7 +196,8 @@ METRICS = _table(
         "label_fraction": _REAL,
         "draw": pa.int32(),
         "repeat": _TEXT,  # a number, "mean" or "selected"
-        "resampling_unit": _TEXT,  # "patient", "image", "" where nothing was resampled
+        # patient, or lesion where the set names no patient; image or case; "" where nothing was resampled
+        "resampling_unit": _TEXT,
         "estimate?": _REAL,
         "std?": _REAL,
         "ci_low?": _REAL,

@@ -73,6 +73,7 @@ def make_predictions(*, never_positive=NEVER_POSITIVE, num_patients=60, draws=1)
                         "unit_id": f"{split}{patient}-{image}",
                         "class": name,
                         "unit_kind": "image",
+                        "group_kind": "patient",
                         "patient_id": f"{split}-patient{patient}",
                         "y_true": y_true,
                         "y_score": float(1 / (1 + np.exp(-score))),

@@ -44,6 +44,7 @@ def prediction_rows():
                 "repeat": repeat,
                 "class": finding,
                 "unit_kind": "image",
+                "group_kind": "patient",
             }
             row |= {"unit_id": f"i{patient:02}-{view}", "patient_id": f"p{patient:02}", "y_true": y_true}
             row |= {

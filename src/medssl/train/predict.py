@@ -22,6 +22,7 @@ _CARRIED = ("sex", "age_years", "skin_type", "view_position", "site")
 def predict(job: PredictJob, ranks: Ranks) -> None:
     """Write `predictions.parquet`: every model of the job on every image of its splits, one row a finding."""
     index = schema.read(job.inputs.index_path, schema.INDEX)
+    group_kind = schema.metadata_of(index)["group_kind"]
     splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
     shards = ShardSet.open(job.inputs.shards_dir)
     if not ranks.is_first:
@@ -41,7 +42,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
                 batch_size=job.settings.batch_size,
                 device=ranks.device,
             )
-            tables.append(_rows(job, item, split, cohort.rows, targets_NK, mask_NK, scores_NK))
+            tables.append(_rows(job, item, split, group_kind, cohort.rows, targets_NK, mask_NK, scores_NK))
             done += 1
             progress.update(done)
     schema.write(pa.concat_tables(tables), schema.PREDICTIONS, job.out_dir / layout.PREDICTIONS)
@@ -58,6 +59,7 @@ def _rows(
     job: PredictJob,
     item: PredictItem,
     split: str,
+    group_kind: str,
     rows: pa.Table,
     targets_NK: np.ndarray,
     mask_NK: np.ndarray,
@@ -75,6 +77,7 @@ def _rows(
         "draw": item.draw,
         "repeat": item.repeat,
         "unit_kind": "image",
+        "group_kind": group_kind,
         "is_selected": item.is_selected,
         "checkpoint_digest": item.checkpoint_digest,
     }
