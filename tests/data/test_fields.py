@@ -16,6 +16,9 @@ def test_noise_at_lattice_points_is_the_lattice_and_between_them_smooth() -> Non
     place = (column * np.float32(0.25), row * np.float32(0.25))
     values = noise(*place, np.random.default_rng(5), wavelength=0.25)
     np.testing.assert_array_equal(values, heights[row % LATTICE, column % LATTICE])
+    halfway = noise(place[0] + np.float32(0.125), place[1], np.random.default_rng(5), wavelength=0.25)
+    right = heights[row % LATTICE, (column + 1) % LATTICE]
+    np.testing.assert_allclose(halfway, (values + right) / 2, rtol=1e-5)
     fine = np.linspace(0, 3, 3001, dtype=np.float32)[None, :]
     line = noise(fine, np.zeros_like(fine), np.random.default_rng(5), wavelength=0.25)
     assert np.abs(np.diff(line)).max() < 1.5 / 250 * 1.01  # steepest: 1.5 a lattice step, of 250 samples

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from medssl.data.phantom_derm import CONDITIONS, Case, Patient, PhantomDermConfig, draw_patient, generate
+from medssl.data.conditions import CONDITIONS
+from medssl.data.phantom_derm import Case, Patient, PhantomDermConfig, draw_patient, generate
 from medssl.data.photographs import Photo, Skin, render
 
 HEADER = "image,patient,case,condition,skin_type,sex,age,site"
@@ -212,6 +213,15 @@ def test_a_lesion_stays_where_it_is_on_the_skin_when_the_camera_moves() -> None:
     assert np.corrcoef(small.ravel(), scaled.ravel())[0, 1] > 0.95
     turned = show("Melanocytic nevus", turn_rad=math.pi)
     assert np.abs(turned[::-1, ::-1] - near)[inside].mean() < 4
+
+
+def test_what_a_tilted_camera_sees_farther_away_is_smaller() -> None:
+    def dark_share(**photo: Any) -> float:
+        return float((show("Melanocytic nevus", **photo).sum(axis=2) < 0.7 * healthy().sum(axis=2)).mean())
+
+    near, far = dark_share(tilt=(0.2, 0.0), shift=(0.4, 0.0)), dark_share(tilt=(0.2, 0.0), shift=(-0.4, 0.0))
+    assert near > 1.2 * far > 0
+    assert dark_share(shift=(0.4, 0.0)) == pytest.approx(dark_share(shift=(-0.4, 0.0)), rel=0.1)
 
 
 def test_photographs_of_a_case_differ_more_than_two_lesions_under_one_light(cases: list[Case]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssl.data.fields import Field, bump, noise, step
+from medssl.data.lesion_shapes import blob, blobs, dots, scattered, uniform_radii
 
 Layer = Field | float
 
@@ -55,74 +56,18 @@ class Lesion:
 Look = Callable[[Field, Field, np.random.Generator], Lesion]
 
 
-# --- Shapes ---------------------------------------------------------------------------------------
-
-
-def _blob(
-    x: Field,
-    y: Field,
-    rng: np.random.Generator,
-    *,
-    radius: float,
-    stretch: float = 1.0,
-    ragged: float = 0.0,
-    center: tuple[float, float] = (0.0, 0.0),
-) -> Field:
-    """Signed distance, positive inside, of an oval whose radius varies by the share `ragged` around it."""
-    turn = rng.uniform(0, math.pi)
-    phases = rng.uniform(0, 2 * math.pi, 4)
-    cos, sin = math.cos(turn), math.sin(turn)
-    along, across = cos * (x - center[0]) + sin * (y - center[1]), cos * (y - center[1]) - sin * (x - center[0])
-    distance = np.hypot(along / math.sqrt(stretch), across * math.sqrt(stretch))
-    if ragged == 0:
-        return np.float32(radius) - distance
-    angle = np.arctan2(across, along)
-    waves = zip((2, 3, 5, 9), (0.5, 0.45, 0.35, 0.25), phases, strict=True)
-    edge = sum(share * np.cos(count * angle + np.float32(phase)) for count, share, phase in waves)
-    return np.float32(radius) * (1 + np.float32(ragged) * edge) - distance
-
-
-def _blobs(
-    x: Field, y: Field, rng: np.random.Generator, *, radii: list[float], spread: float, stretch: float, ragged: float
-) -> Field:
-    """Signed distance of the union of blobs that lie around the middle."""
-    distance: Field = np.full_like(x, -9)
-    for radius in radii:
-        center = (rng.normal(0, spread), rng.normal(0, spread))
-        shape = _blob(x, y, rng, radius=radius, stretch=rng.uniform(1, stretch), ragged=ragged, center=center)
-        distance = np.maximum(distance, shape)
-    return distance
-
-
-def _dots(x: Field, y: Field, centers: Field, radii: Field) -> Field:
-    """Highest of Gaussian dots at `centers`, shape (n, 2), of `radii`, shape (n,)."""
-    scale = (1 / radii).astype(np.float32)[:, None, None]
-    middle = centers.astype(np.float32)
-    squares = np.square((x - middle[:, 0, None, None]) * scale) + np.square((y - middle[:, 1, None, None]) * scale)
-    value: Field = np.exp(-squares.min(axis=0))
-    return value
-
-
-def _scattered(rng: np.random.Generator, count: int, spread: float) -> Field:
-    return rng.normal(0, spread, (count, 2))
-
-
-def _radii(rng: np.random.Generator, count: int, least: float, most: float) -> list[float]:
-    return [float(radius) for radius in rng.uniform(least, most, count)]
-
-
 # --- Red ------------------------------------------------------------------------------------------
 
 
 def acne(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Many papules of different sizes, some with pus, and blackheads between them."""
     count = int(rng.integers(7, 24))
-    centers, radii = _scattered(rng, count, rng.uniform(0.35, 0.55)), rng.uniform(0.035, 0.13, count)
-    papules = _dots(x, y, centers, radii)
+    centers, radii = scattered(rng, count, rng.uniform(0.35, 0.55)), rng.uniform(0.035, 0.13, count)
+    papules = dots(x, y, centers, radii)
     ripe = rng.random(count) < rng.uniform(0.1, 0.5)
     ripe[0] = True
-    pus = _dots(x, y, centers[ripe], 0.35 * radii[ripe])
-    blackheads = _dots(x, y, _scattered(rng, 8, 0.5), np.full(8, 0.022))
+    pus = dots(x, y, centers[ripe], 0.35 * radii[ripe])
+    blackheads = dots(x, y, scattered(rng, 8, 0.5), np.full(8, 0.022))
     flush = rng.uniform(0.0, 0.2) * noise(x, y, rng, wavelength=0.5, octaves=2)
     return Lesion(
         blood=rng.uniform(0.4, 0.8) * papules + flush, yellow=0.7 * pus, melanin=0.4 * blackheads, height=0.05 * papules
@@ -134,10 +79,10 @@ def folliculitis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     count = int(rng.integers(16, 30))
     along = np.arange(count) * 2.399963  # golden angle: an even spread over a disc
     radius = rng.uniform(0.7, 1.0) * np.sqrt((np.arange(count) + 0.5) / count)
-    centers = np.stack([radius * np.cos(along), radius * np.sin(along)], axis=1) + _scattered(rng, count, 0.05)
+    centers = np.stack([radius * np.cos(along), radius * np.sin(along)], axis=1) + scattered(rng, count, 0.05)
     size = rng.uniform(0.04, 0.06)
-    papules = _dots(x, y, centers, np.full(count, size))
-    points = _dots(x, y, centers, np.full(count, 0.4 * size))
+    papules = dots(x, y, centers, np.full(count, size))
+    points = dots(x, y, centers, np.full(count, 0.4 * size))
     return Lesion(blood=rng.uniform(0.35, 0.7) * papules, yellow=rng.uniform(0.2, 0.7) * points, height=0.03 * papules)
 
 
@@ -145,13 +90,13 @@ def eczema(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Red areas without a clear border, dry and finely creased, with scratched points or some crust."""
     cloud = noise(x, y, rng, wavelength=rng.uniform(0.5, 0.9), octaves=3)
     area = step(cloud - rng.uniform(0.42, 0.52), rng.uniform(0.04, 0.09)) * step(
-        _blob(x, y, rng, radius=rng.uniform(0.7, 1.0), stretch=1.4), 0.12
+        blob(x, y, rng, radius=rng.uniform(0.7, 1.0), stretch=1.4), 0.12
     )
     grain = noise(x, y, rng, wavelength=0.07, octaves=2)
     turn = rng.uniform(0, math.pi)
     along, across = math.cos(turn) * x + math.sin(turn) * y, math.cos(turn) * y - math.sin(turn) * x
     creases = noise(along * 0.3, across, rng, wavelength=0.09)
-    scratches = _dots(x, y, _scattered(rng, 6, 0.35), np.full(6, 0.03)) * (rng.random() < 0.5)
+    scratches = dots(x, y, scattered(rng, 6, 0.35), np.full(6, 0.03)) * (rng.random() < 0.5)
     crust = step(noise(x, y, rng, wavelength=0.2, octaves=2) - 0.68, 0.03) * (rng.random() < 0.25)
     return Lesion(
         blood=area * (rng.uniform(0.3, 0.65) * (0.6 + 0.8 * grain) + 0.5 * scratches),
@@ -164,8 +109,8 @@ def eczema(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def psoriasis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Red plaques with a sharp border under silvery scale in coarse flakes."""
-    radii = _radii(rng, int(rng.integers(1, 5)), 0.28, 0.65)
-    plaque = step(_blobs(x, y, rng, radii=radii, spread=0.3, stretch=1.5, ragged=0.14), 0.025)
+    radii = uniform_radii(rng, int(rng.integers(1, 5)), 0.28, 0.65)
+    plaque = step(blobs(x, y, rng, radii=radii, spread=0.3, stretch=1.5, ragged=0.14), 0.025)
     flakes = noise(x, y, rng, wavelength=rng.uniform(0.12, 0.2), octaves=2)
     scale = step(flakes - rng.uniform(0.4, 0.6), 0.03)
     return Lesion(
@@ -177,12 +122,12 @@ def psoriasis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def tinea(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A ring: red scaly margin around a centre that clears."""
-    distance = _blob(
+    distance = blob(
         x, y, rng, radius=rng.uniform(0.4, 0.75), stretch=rng.uniform(1, 1.4), ragged=rng.uniform(0.05, 0.15)
     )
     if rng.random() < 0.3:
         other = (rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5))
-        distance = np.maximum(distance, _blob(x, y, rng, radius=0.35, ragged=0.1, center=other))
+        distance = np.maximum(distance, blob(x, y, rng, radius=0.35, ragged=0.1, center=other))
     width = rng.uniform(0.06, 0.13)
     margin = bump(distance - width, width) * (0.6 + 0.6 * noise(x, y, rng, wavelength=0.15))
     inside = step(distance, 0.03)
@@ -197,8 +142,8 @@ def tinea(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def urticaria(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Raised smooth wheals, paler inside, in a red flare; no scale."""
-    radii = _radii(rng, int(rng.integers(2, 8)), 0.14, 0.4)
-    distance = _blobs(x, y, rng, radii=radii, spread=0.42, stretch=2.0, ragged=0.12)
+    radii = uniform_radii(rng, int(rng.integers(2, 8)), 0.14, 0.4)
+    distance = blobs(x, y, rng, radii=radii, spread=0.42, stretch=2.0, ragged=0.12)
     wheal, flare = step(distance, 0.03), step(distance + 0.08, 0.06)
     core = step(distance - rng.uniform(0.05, 0.12), 0.04)
     blood = rng.uniform(0.3, 0.55) * flare + 0.1 * wheal - rng.uniform(0.15, 0.4) * core
@@ -207,8 +152,8 @@ def urticaria(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def actinic_keratosis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Small pink spots with rough adherent yellowish scale."""
-    radii = _radii(rng, int(rng.integers(1, 4)), 0.15, 0.35)
-    area = step(_blobs(x, y, rng, radii=radii, spread=0.3, stretch=1.6, ragged=0.2), 0.05)
+    radii = uniform_radii(rng, int(rng.integers(1, 4)), 0.15, 0.35)
+    area = step(blobs(x, y, rng, radii=radii, spread=0.3, stretch=1.6, ragged=0.2), 0.05)
     grain = noise(x, y, rng, wavelength=0.09, octaves=2)
     scale = area * step(grain - rng.uniform(0.45, 0.58), 0.04)
     return Lesion(blood=rng.uniform(0.2, 0.5) * area, white=0.35 * scale, yellow=0.35 * scale, height=0.07 * scale)
@@ -220,7 +165,7 @@ def actinic_keratosis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 def nevus(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """One round, even, brown spot with a regular border, flat or a little raised."""
     radius = rng.uniform(0.14, 0.42)
-    distance = _blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.3), ragged=rng.uniform(0.02, 0.07))
+    distance = blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.3), ragged=rng.uniform(0.02, 0.07))
     spot = step(distance, rng.uniform(0.02, 0.05))
     shade = 0.8 + 0.4 * noise(x, y, rng, wavelength=0.3)
     middle = 1 + rng.uniform(0, 0.5) * bump(distance - np.float32(radius), radius)
@@ -233,8 +178,8 @@ def melanoma(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     radius = rng.uniform(0.22, 0.5)
     center = (rng.uniform(-0.5, 0.5) * radius, rng.uniform(-0.5, 0.5) * radius)
     distance = np.maximum(
-        _blob(x, y, rng, radius=radius, stretch=rng.uniform(1.1, 1.8), ragged=rng.uniform(0.18, 0.35)),
-        _blob(x, y, rng, radius=0.7 * radius, stretch=1.3, ragged=0.3, center=center),
+        blob(x, y, rng, radius=radius, stretch=rng.uniform(1.1, 1.8), ragged=rng.uniform(0.18, 0.35)),
+        blob(x, y, rng, radius=0.7 * radius, stretch=1.3, ragged=0.3, center=center),
     )
     spot = step(distance + 0.08 * (noise(x, y, rng, wavelength=0.12) - 0.5), 0.02)
     shade, tint, pale = (noise(x, y, rng, wavelength=w, octaves=2) for w in (0.3, 0.35, 0.4))
@@ -252,7 +197,7 @@ def melanoma(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 def basal_cell_carcinoma(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A pearly pink nodule with a rolled rim and fine vessels, sometimes ulcerated or pigmented."""
     radius = rng.uniform(0.22, 0.45)
-    distance = _blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.35), ragged=rng.uniform(0.05, 0.14))
+    distance = blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.35), ragged=rng.uniform(0.05, 0.14))
     nodule = step(distance, 0.03)
     rim = bump(distance - 0.25 * radius, 0.28 * radius)
     branches = noise(x, y, rng, wavelength=0.22, octaves=2) - 0.5
@@ -271,11 +216,11 @@ def basal_cell_carcinoma(x: Field, y: Field, rng: np.random.Generator) -> Lesion
 def seborrheic_keratosis(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A waxy plaque that seems stuck on: sharp edge, rough surface, small horny plugs."""
     radius = rng.uniform(0.22, 0.52)
-    distance = _blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.6), ragged=rng.uniform(0.05, 0.14))
+    distance = blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.6), ragged=rng.uniform(0.05, 0.14))
     plaque = step(distance, 0.015)
     rough = noise(x, y, rng, wavelength=rng.uniform(0.1, 0.16), octaves=2)
     count = int(rng.integers(4, 12))
-    plugs = _dots(x, y, _scattered(rng, count, 0.5 * radius), np.full(count, 0.025)) * plaque
+    plugs = dots(x, y, scattered(rng, count, 0.5 * radius), np.full(count, 0.025)) * plaque
     is_dark = float(rng.random() < 0.5)
     return Lesion(
         melanin=plaque * (rng.uniform(0.12, 0.6) * (0.5 + rough) + 0.5 * is_dark * plugs),
@@ -286,7 +231,7 @@ def seborrheic_keratosis(x: Field, y: Field, rng: np.random.Generator) -> Lesion
 
 def lentigo(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A flat, evenly light brown spot with an indented border."""
-    distance = _blob(
+    distance = blob(
         x, y, rng, radius=rng.uniform(0.18, 0.45), stretch=rng.uniform(1, 1.7), ragged=rng.uniform(0.08, 0.2)
     )
     spot = step(distance + 0.1 * (noise(x, y, rng, wavelength=0.16) - 0.5), 0.02)
@@ -295,10 +240,10 @@ def lentigo(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def verruca(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Rough greyish papules with black points."""
-    radii = _radii(rng, int(rng.integers(1, 5)), 0.1, 0.26)
-    papules = step(_blobs(x, y, rng, radii=radii, spread=0.25, stretch=1.2, ragged=0.1), 0.03)
+    radii = uniform_radii(rng, int(rng.integers(1, 5)), 0.1, 0.26)
+    papules = step(blobs(x, y, rng, radii=radii, spread=0.25, stretch=1.2, ragged=0.1), 0.03)
     rough = noise(x, y, rng, wavelength=0.075)
-    points = _dots(x, y, _scattered(rng, 9, 0.25), np.full(9, 0.02)) * papules
+    points = dots(x, y, scattered(rng, 9, 0.25), np.full(9, 0.02)) * papules
     return Lesion(
         melanin=0.7 * points + 0.05 * papules,
         white=papules * rng.uniform(0.2, 0.45) * (0.3 + rough),
@@ -312,8 +257,8 @@ def verruca(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def vitiligo(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Patches without pigment, sharp at the edge and otherwise normal skin."""
-    radii = _radii(rng, int(rng.integers(1, 5)), 0.2, 0.6)
-    distance = _blobs(x, y, rng, radii=radii, spread=0.38, stretch=1.8, ragged=0.22)
+    radii = uniform_radii(rng, int(rng.integers(1, 5)), 0.2, 0.6)
+    distance = blobs(x, y, rng, radii=radii, spread=0.38, stretch=1.8, ragged=0.22)
     patch = step(distance + 0.1 * (noise(x, y, rng, wavelength=0.2) - 0.5), 0.015)
     border = bump(distance, 0.06) * rng.uniform(0, 0.06)
     return Lesion(melanin_left=1 - rng.uniform(0.8, 0.97) * patch, melanin=border, blood=0.05 * patch)
@@ -322,7 +267,7 @@ def vitiligo(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 def tinea_versicolor(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """Many small round spots that run together, lighter or darker than the skin, finely scaly."""
     count = int(rng.integers(14, 26))
-    spots = step(_dots(x, y, _scattered(rng, count, 0.5), rng.uniform(0.08, 0.2, count)) - 0.4, 0.05)
+    spots = step(dots(x, y, scattered(rng, count, 0.5), rng.uniform(0.08, 0.2, count)) - 0.4, 0.05)
     grain = noise(x, y, rng, wavelength=0.06)
     if rng.random() < 0.6:
         return Lesion(melanin_left=1 - rng.uniform(0.3, 0.55) * spots, white=0.12 * spots * grain)
@@ -331,17 +276,17 @@ def tinea_versicolor(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
 
 def alopecia_areata(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A smooth bald patch in the hair."""
-    radii = _radii(rng, int(rng.integers(1, 3)), 0.4, 0.7)
-    distance = _blobs(x, y, rng, radii=radii, spread=0.15, stretch=1.4, ragged=0.06)
+    radii = uniform_radii(rng, int(rng.integers(1, 3)), 0.4, 0.7)
+    distance = blobs(x, y, rng, radii=radii, spread=0.15, stretch=1.4, ragged=0.06)
     return Lesion(hair_left=1 - step(distance, 0.05), blood=0.05 * step(distance, 0.05))
 
 
 def cyst(x: Field, y: Field, rng: np.random.Generator) -> Lesion:
     """A smooth dome under normal skin with a dark pore; red where inflamed."""
     radius = rng.uniform(0.25, 0.5)
-    distance = _blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.2))
+    distance = blob(x, y, rng, radius=radius, stretch=rng.uniform(1, 1.2))
     dome = np.sqrt(step(distance - 0.3 * radius, 0.15 * radius))
-    pore = _dots(x, y, _scattered(rng, 1, 0.2 * radius), np.full(1, 0.035))
+    pore = dots(x, y, scattered(rng, 1, 0.2 * radius), np.full(1, 0.035))
     inflamed = rng.uniform(0.05, 0.45) * step(distance, 0.1)
     return Lesion(melanin=0.6 * pore, blood=inflamed, height=rng.uniform(0.35, 0.7) * radius * dome)
 

@@ -9,18 +9,17 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medssl.data import lesions
+from medssl.data.conditions import CONDITIONS
 from medssl.data.fields import Field
-from medssl.data.lesions import Lesion, Look
+from medssl.data.lesions import Lesion
 from medssl.data.new_folder import new_folder
 from medssl.data.photographs import Color, Photo, Skin, render
 
@@ -28,55 +27,11 @@ TABLE = "cases.csv"
 HEADER = ("image", "patient", "case", "condition", "skin_type", "sex", "age", "site")
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A condition, its share of cases and who has it where.
-
-    Attributes:
-        look: Draws it.
-        share: Of all cases, 0-1.
-        age_years: Mean and standard deviation of the ages.
-        sites: Where it is found, all alike; blank in the table for a few.
-    """
-
-    look: Look
-    share: float
-    age_years: tuple[int, int]
-    sites: tuple[str, ...]
-
-
-_LIMBS = ("arm", "leg", "hand", "foot")
-_TRUNK = ("back", "chest", "abdomen")
-_SUNNY = ("face", "scalp", "hand", "arm", "back")
-# Names as in Azizi et al. 2021 (supplement). A long tail: eczema and acne above 10 % as there, melanoma rare.
-CONDITIONS: Mapping[str, Condition] = MappingProxyType(
-    {
-        "Eczema": Condition(lesions.eczema, 0.21, (36, 20), (*_LIMBS, "neck", "abdomen")),
-        "Acne": Condition(lesions.acne, 0.16, (23, 7), ("face", "back", "chest")),
-        "Psoriasis": Condition(lesions.psoriasis, 0.095, (46, 16), (*_LIMBS, "scalp", "back")),
-        "Melanocytic nevus": Condition(lesions.nevus, 0.09, (36, 15), (*_TRUNK, "arm", "leg", "face")),
-        "Seborrheic keratosis": Condition(lesions.seborrheic_keratosis, 0.075, (64, 11), (*_TRUNK, "face")),
-        "Tinea": Condition(lesions.tinea, 0.065, (34, 17), (*_LIMBS, *_TRUNK)),
-        "Basal cell carcinoma": Condition(lesions.basal_cell_carcinoma, 0.06, (68, 10), (*_SUNNY, "neck")),
-        "Urticaria": Condition(lesions.urticaria, 0.045, (35, 15), (*_TRUNK, "arm", "leg")),
-        "Vitiligo": Condition(lesions.vitiligo, 0.04, (33, 16), ("hand", "face", "arm", "neck")),
-        "Melanoma": Condition(lesions.melanoma, 0.03, (61, 13), ("back", "leg", "arm", "face")),
-        "Verruca vulgaris": Condition(lesions.verruca, 0.027, (19, 11), ("hand", "foot")),
-        "Folliculitis": Condition(lesions.folliculitis, 0.024, (32, 13), ("back", "leg", "chest")),
-        "Actinic keratosis": Condition(lesions.actinic_keratosis, 0.02, (70, 9), _SUNNY),
-        "Lentigo": Condition(lesions.lentigo, 0.016, (62, 12), ("face", "hand", "arm")),
-        "Cyst": Condition(lesions.cyst, 0.013, (42, 14), ("back", "face", "neck")),
-        "Tinea versicolor": Condition(lesions.tinea_versicolor, 0.012, (28, 9), ("back", "chest", "neck")),
-        "Alopecia areata": Condition(lesions.alopecia_areata, 0.01, (31, 13), ("scalp",)),
-        "Scar condition": Condition(lesions.scar, 0.008, (34, 15), ("chest", "arm", "back", "abdomen")),
-    }
-)
-
 # --- What can be tuned ----------------------------------------------------------------------------
 
 CASE_COUNT_WEIGHTS = (0.62, 0.27, 0.11)  # of 1, 2, 3 cases a patient
 PHOTO_COUNT_WEIGHTS = (0.42, 0.29, 0.15, 0.08, 0.04, 0.02)  # of 1 to 6 photographs a case
-TIED_SHARE = 0.03  # of cases, with a second diagnosis as likely as the first
+TIED_SHARE = 0.035  # of cases, with a second diagnosis drawn, as likely as the first; a tenth draws the first again
 SKIN_TYPE_WEIGHTS = (0.06, 0.31, 0.34, 0.18, 0.07, 0.04)  # of Fitzpatrick's types I to VI
 SKIN_MELANIN = (0.02, 0.10, 0.21, 0.39, 0.68, 1.05)  # of the types, with a deviation of a sixth
 FEMALE_SHARE = 0.58
@@ -205,7 +160,7 @@ def _draw_skin(rng: np.random.Generator, skin_type: int, age_years: int, *, is_f
 
 def _draw_case(rng: np.random.Generator, condition: str, skin: Skin, hairiness: float) -> Case:
     conditions = [condition]
-    while rng.random() < TIED_SHARE:
+    if rng.random() < TIED_SHARE:
         conditions = list(dict.fromkeys([condition, _draw_condition(rng)]))
     site = str(rng.choice(CONDITIONS[condition].sites))
     hair = SITE_HAIR.get(site, OTHER_SITE_HAIR)

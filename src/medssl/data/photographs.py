@@ -185,7 +185,7 @@ def _shading(relief: Field, photo: Photo) -> tuple[Field, Field]:
     direction, strength = photo.lamp
     slope = (math.cos(direction) * right + math.sin(direction) * down) * np.float32(per_unit)
     shade = 1 - RELIEF_GAIN * strength * np.clip(slope, -MAX_SLOPE, MAX_SLOPE)
-    gloss = photo.flash * 0.3 * bump(slope + 0.3, 0.15)
+    gloss = photo.flash * 0.22 * bump(slope + 0.3, 0.15)
     return shade, gloss
 
 
