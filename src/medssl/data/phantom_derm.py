@@ -30,7 +30,7 @@ HEADER = ("image", "patient", "case", "condition", "skin_type", "sex", "age", "s
 # --- What can be tuned ----------------------------------------------------------------------------
 
 CASE_COUNT_WEIGHTS = (0.62, 0.27, 0.11)  # of 1, 2, 3 cases a patient
-PHOTO_COUNT_WEIGHTS = (0.42, 0.29, 0.15, 0.08, 0.04, 0.02)  # of 1 to 6 photographs a case
+PHOTO_COUNT_WEIGHTS = (0.30, 0.45, 0.15, 0.06, 0.025, 0.015)  # of 1 to 6 photographs a case
 TIED_SHARE = 0.035  # of cases, with a second diagnosis drawn, as likely as the first; a tenth draws the first again
 SKIN_TYPE_WEIGHTS = (0.06, 0.31, 0.34, 0.18, 0.07, 0.04)  # of Fitzpatrick's types I to VI
 SKIN_MELANIN = (0.02, 0.10, 0.21, 0.39, 0.68, 1.05)  # of the types, with a deviation of a sixth
