@@ -56,7 +56,7 @@ def insert_in(path: Path, function: str, statement: str) -> None:
         ("data/splits.py", {"assign_splits"}),
         ("data/shards.py", {"write_shards"}),
         ("data/phantom.py", set()),
-        ("data/phantom_derm.py", set()),
+        ("data/skin_phantom/patients.py", set()),
         ("data/generated.py", set()),
         ("imaging.py", {"write_shards"} | TRAINING),
         ("train/pretrain.py", {"pretrain"}),

@@ -17,7 +17,7 @@ def test_each_task_has_its_own_set(task: generated.Task, table: str, tmp_path: P
 
 def test_the_source_of_a_set_is_all_code_that_draws_it_and_no_other() -> None:
     derm, cxr = generated.source_text("derm"), generated.source_text("cxr")
-    for name in ("def psoriasis(", "def render(", "def noise(", "class PhantomDermConfig"):
+    for name in ("def psoriasis(", "def render(", "def noise(", "class SkinPhantomConfig"):
         assert name in derm
     assert "class PhantomConfig" in cxr
     assert "class PhantomConfig" not in derm

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from medssl.code_version import closure
-from medssl.data import phantom, phantom_derm
+from medssl.data import phantom
+from medssl.data.skin_phantom import patients as skin_phantom
 
 Task = Literal["cxr", "derm"]
 
@@ -38,14 +39,14 @@ def generate(
         ValueError: On an impossible size or seed.
     """
     if task == "derm":
-        photographs = phantom_derm.PhantomDermConfig(patients=patients, seed=seed, image_size_px=image_size_px)
-        return phantom_derm.generate(root_dir, photographs, progress=progress)
+        photographs = skin_phantom.SkinPhantomConfig(patients=patients, seed=seed, image_size_px=image_size_px)
+        return skin_phantom.generate(root_dir, photographs, progress=progress)
     radiographs = phantom.PhantomConfig(patients=patients, seed=seed, image_size_px=image_size_px)
     return phantom.generate(root_dir, radiographs, progress=progress)
 
 
 def source_text(task: Task) -> str:
     """The code on which the bytes of a task's set depend."""
-    module = phantom_derm if task == "derm" else phantom
+    module = skin_phantom if task == "derm" else phantom
     files, _ = closure([ast.parse(f"import {module.__name__}")])
     return "".join(file.read_text(encoding="utf-8") for file in sorted(files))

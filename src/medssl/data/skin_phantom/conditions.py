@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from medssl.data import lesions
-from medssl.data.lesions import Look
+from medssl.data.skin_phantom import lesions
+from medssl.data.skin_phantom.lesions import Look
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.fields import Field, bump, noise, step
-from medssl.data.lesions import Lesion
+from medssl.data.skin_phantom.lesions import Lesion
 
 Color = tuple[float, float, float]  # red, green, blue; linear light, 0-1
 

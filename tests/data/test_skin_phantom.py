@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from medssl.data.conditions import CONDITIONS
-from medssl.data.phantom_derm import Case, Patient, PhantomDermConfig, draw_patient, generate
-from medssl.data.photographs import Photo, Skin, render
+from medssl.data.skin_phantom.conditions import CONDITIONS
+from medssl.data.skin_phantom.patients import Case, Patient, SkinPhantomConfig, draw_patient, generate
+from medssl.data.skin_phantom.photographs import Photo, Skin, render
 
 HEADER = "image,patient,case,condition,skin_type,sex,age,site"
-SMALL = PhantomDermConfig(patients=12, seed=3, image_size_px=32)
+SMALL = SkinPhantomConfig(patients=12, seed=3, image_size_px=32)
 PLAIN_SKIN = Skin(texture=0.0, mottling=0.0)
 
 
@@ -119,7 +119,7 @@ def test_an_existing_set_is_not_overwritten_and_a_failure_leaves_nothing(tmp_pat
 @pytest.mark.parametrize("fields", [{"patients": 0}, {"seed": -1}, {"image_size_px": 8}])
 def test_impossible_sizes_are_refused(fields: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        PhantomDermConfig(**fields)
+        SkinPhantomConfig(**fields)
 
 
 # --- Who has what ---------------------------------------------------------------------------------

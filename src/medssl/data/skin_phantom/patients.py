@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medssl.data.conditions import CONDITIONS
+from medssl.data.skin_phantom.conditions import CONDITIONS
 from medssl.data.fields import Field
-from medssl.data.lesions import Lesion
+from medssl.data.skin_phantom.lesions import Lesion
 from medssl.data.new_folder import new_folder
-from medssl.data.photographs import Color, Photo, Skin, render
+from medssl.data.skin_phantom.photographs import Color, Photo, Skin, render
 
 TABLE = "cases.csv"
 HEADER = ("image", "patient", "case", "condition", "skin_type", "sex", "age", "site")
@@ -50,7 +50,7 @@ BLUR_RANGE, GRAIN_RANGE, QUALITY_RANGE = (0.0, 0.011), (0.005, 0.035), (70, 93)
 
 
 @dataclass(frozen=True)
-class PhantomDermConfig:
+class SkinPhantomConfig:
     """Size and seed of a generated set.
 
     Attributes:
@@ -216,7 +216,7 @@ def _draw_background(rng: np.random.Generator) -> Color:
 
 
 def generate(
-    root_dir: Path, config: PhantomDermConfig, *, progress: Callable[[int, int], None] | None = None
+    root_dir: Path, config: SkinPhantomConfig, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
     """Write a generated set; it appears complete or not at all.
 

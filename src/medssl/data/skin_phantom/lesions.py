@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssl.data.fields import Field, bump, noise, step
-from medssl.data.lesion_shapes import blob, blobs, dots, scattered, uniform_radii
+from medssl.data.skin_phantom.lesion_shapes import blob, blobs, dots, scattered, uniform_radii
 
 Layer = Field | float
 
