@@ -66,6 +66,7 @@ S = TypeVar("S", bound=Section)
 class GenerateConfig(Section):
     """The generated data set of a demo study, in place of a folder of one's own."""
 
+    task: Literal["cxr", "derm"] = "cxr"  # radiographs in CheXpert's layout, or photographs as a table of cases
     patients: int = Field(400, ge=20)
     seed: Seed = 0
     image_size_px: int = Field(128, ge=32, le=1024)
