@@ -73,3 +73,13 @@ def mean_auc(per_class: Mapping[str, Evaluation]) -> Evaluation:
         sum(e.n_positive for e in evaluable),
         f"not evaluable: {', '.join(left_out)}" if left_out else "",
     )
+
+
+def top_k_accuracy(y_true_NC: NDArray[np.float64], y_score_NC: NDArray[np.float64], *, k: int) -> Evaluation:
+    """PLACEHOLDER until the merge."""
+    known = ~np.isnan(y_true_NC).any(axis=1)
+    order = np.argsort(-y_score_NC[known], axis=1, kind="stable")[:, :k]
+    hits = np.take_along_axis(y_true_NC[known], order, axis=1).any(axis=1)
+    if not hits.size:
+        return Evaluation(None, 0, 0, "no cases")
+    return Evaluation(float(hits.mean()), hits.size, hits.size, "")
