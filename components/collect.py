@@ -7,7 +7,7 @@ from components.images import component
 
 @dsl.component(**component("analysis"))
 def collect(
-    items: dsl.Input[list[dsl.Model]],
+    items: dsl.Input[list[dsl.Artifact]],
     catalog: dsl.Output[dsl.Artifact],
     kind: str,
     code_version: str,

@@ -15,8 +15,9 @@ def predict(
     batch: dict,  # type: ignore[type-arg]
     config: dict,  # type: ignore[type-arg]
     code_version: str,
+    external: dsl.Input[dsl.Artifact] = None,  # absent where the study has no external set
 ) -> None:
-    """Predict validation and test with every model of one arm."""
+    """Predict validation, test and external sets with every model of one arm."""
     from medssl.config import ArmConfig, EncoderConfig, PredictConfig, TaskConfig
     from medssl.stages import train
     from medssl.store import Store
@@ -33,6 +34,7 @@ def predict(
         dataset=config["dataset"],
         image_size_px=int(config["image_size_px"]),
         catalog_uri=catalog.uri,
+        external_uri=external.uri if external else None,
         code_version=code_version,
     )
     predictions.uri, predictions.metadata = made.uri, made.metadata

@@ -17,6 +17,7 @@ STAGES: Mapping[str, str] = {
     "ingest": "medssl.stages.data",
     "assign_splits": "medssl.stages.data",
     "write_shards": "medssl.stages.data",
+    "prepare_external": "medssl.stages.data",
     "pretrain": "medssl.stages.train",
     "collect": "medssl.stages.train",
     "search_hyperparameters": "medssl.stages.train",
@@ -38,6 +39,7 @@ class Plan:
     Attributes:
         simclr: Items of the first pretraining level.
         micle: Items of the second, each of which starts from random weights or one of the first.
+        external: Data sets that finished models are evaluated on.
         arms: Items of search, fine-tuning and prediction.
         sections: By stage, the settings that every task of it gets.
         code_versions: By stage.
@@ -45,6 +47,7 @@ class Plan:
 
     simclr: tuple[Item, ...]
     micle: tuple[Item, ...]
+    external: tuple[Item, ...]
     arms: tuple[Item, ...]
     sections: Mapping[str, Item]
     code_versions: Mapping[str, str]
@@ -52,7 +55,7 @@ class Plan:
     @property
     def num_tasks(self) -> int:
         """Tasks of a whole run."""
-        levels = [self.simclr, self.micle]
+        levels = [self.simclr, self.micle, self.external]
         pretraining = sum(len(level) + 1 for level in levels if level)
         return len(("fingerprint", "ingest", "assign_splits", "write_shards")) + pretraining + 3 * len(self.arms) + 5
 
@@ -97,4 +100,5 @@ def make_plan(study: Study) -> Plan:
         "write_report": study.dump() | {"data": data, "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
-    return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), arms, sections, versions)
+    external = tuple(one.dump() for one in study.external)
+    return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), external, arms, sections, versions)

@@ -22,6 +22,13 @@ def check(study: Study, root: Path) -> str:
 
     key = load_key(study.data, create=True)
     index = readers.read(root, study.data, key).index
+    for one in study.external:
+        if one.key != study.data.key:
+            raise BadInputError(
+                f"external: {one.name}: key is {one.key}, that of the study's own data {study.data.key}; "
+                "give both the same"
+            )
+        readers.read(Path(str(one.root)), one, key)
     assigned = splits.assign(index, study.splits).splits
     labels.classes(index, assigned, study.task)
     train = assigned.filter(pc.equal(assigned["split"], pa.scalar("train")))

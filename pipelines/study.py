@@ -19,6 +19,7 @@ from components.finetune import finetune
 from components.fingerprint import fingerprint
 from components.ingest import ingest
 from components.predict import predict
+from components.prepare_external import prepare_external
 from components.pretrain import pretrain
 from components.search_hyperparameters import search_hyperparameters
 from components.select import select
@@ -28,6 +29,7 @@ from pipelines import lint
 from pipelines.plan import Plan
 
 PIPELINE_NAME = "medssl"
+EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")  # all in one task a set
 TRAINING_PARALLELISM = 1  # pretraining runs at a time on one machine: each uses all of it
 
 
@@ -58,6 +60,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
         key_id: str,
         simclr_runs: list = list(plan.simclr),  # type: ignore[type-arg]  # noqa: B006  # KFP reads the default
         micle_runs: list = list(plan.micle),  # type: ignore[type-arg]  # noqa: B006
+        external_sets: list = list(plan.external),  # type: ignore[type-arg]  # noqa: B006
         arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006
     ) -> Outputs:
         source = fingerprint(config=sections["fingerprint"], root=root, code_version=versions["fingerprint"])
@@ -117,9 +120,24 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
                 code_version=versions["finetune"],
             )
         models = collect(items=dsl.Collected(tuned.outputs["models"]), kind="models", code_version=versions["collect"])
+        external: dict[str, Any] = {}
+        if plan.external:
+            with dsl.ParallelFor(external_sets, parallelism=TRAINING_PARALLELISM) as external_set:
+                prepared = prepare_external(
+                    config=external_set,
+                    shards=sections["write_shards"],
+                    key_id=key_id,
+                    code_versions={stage: versions[stage] for stage in EXTERNAL_STAGES},
+                )
+                prepared.set_caching_options(enable_caching=False)  # it fingerprints
+            listed = collect(
+                items=dsl.Collected(prepared.outputs["dataset"]), kind="dataset", code_version=versions["collect"]
+            )
+            external = {"external": listed.outputs["catalog"]}
         with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
             predicted = predict(
                 **data,
+                **external,
                 catalog=models.outputs["catalog"],
                 batch=arm,
                 config=sections["predict"],

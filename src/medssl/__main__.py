@@ -13,6 +13,7 @@ from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
     ConfigError,
+    DataConfig,
     EncoderConfig,
     GenerateConfig,
     PretrainRun,
@@ -100,7 +101,7 @@ class Call:
         return self.study.task, self.arm, self.study.encoders[self.arm.encoder], self.data
 
 
-Named = TypeVar("Named", PretrainRun, ArmConfig)
+Named = TypeVar("Named", PretrainRun, ArmConfig, DataConfig)
 
 
 def _named(things: Sequence[Named], name: str | None) -> Named:
@@ -143,6 +144,17 @@ def _write_shards(call: Call) -> Made:
     )
 
 
+def _prepare_external(call: Call) -> Made:
+    stages = ("fingerprint", "ingest", "write_shards", "prepare_external")
+    return data.prepare_external(
+        call.store,
+        _named(call.study.external, call.item),
+        call.study.shards,
+        key_id=data.load_key(call.study.data, create=True).key_id,
+        code_versions={stage: stage_version(data.__name__, stage) for stage in stages},
+    )
+
+
 def _pretrain(call: Call) -> Made:
     run, study = call.run, call.study
     catalog = call.optional_uri("catalog")
@@ -152,7 +164,7 @@ def _pretrain(call: Call) -> Made:
 
 
 def _collect(call: Call) -> Made:
-    kind = "models" if call.uris("models") else "checkpoint"
+    kind = next(kind for kind in ("models", "dataset", "checkpoint") if call.uris(kind) or kind == "checkpoint")
     return train.collect(
         call.store,
         kind,
@@ -199,6 +211,7 @@ def _predict(call: Call) -> Made:
         dataset=study.data.name,
         image_size_px=study.finetune.image_size_px,
         catalog_uri=call.uri("catalog"),
+        external_uri=call.optional_uri("external"),
         code_version=call.code_version,
     )
 
@@ -239,12 +252,13 @@ STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
     "ingest": ("data", "source", _ingest),
     "assign_splits": ("data", "index", _assign_splits),
     "write_shards": ("data", "source index", _write_shards),
+    "prepare_external": ("data", "", _prepare_external),
     "pretrain": ("train", "index splits shards catalog?", _pretrain),
-    "collect": ("train", "checkpoint* or models*, previous?", _collect),
+    "collect": ("train", "checkpoint*, models* or dataset*, previous?", _collect),
     "search_hyperparameters": ("train", "index splits shards catalog?", _search_hyperparameters),
     "select": ("train", "scores*", _select),
     "finetune": ("train", "index splits shards selection catalog?", _finetune),
-    "predict": ("train", "index splits shards catalog", _predict),
+    "predict": ("train", "index splits shards catalog external?", _predict),
     "compare": ("analysis", "predictions*", _compare),
     "analyze_subgroups": ("analysis", "comparison", _analyze_subgroups),
     "write_report": (
@@ -270,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--input", action="append", default=[], metavar="ROLE=URI", help=f"roles: {inputs or 'none'}"
         )
-        command.add_argument("--item", help="name of the pretraining run or arm")
+        command.add_argument("--item", help="name of the pretraining run, external set or arm")
         _add_store(command)
         command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
         if on_tables:

@@ -94,6 +94,18 @@ USUAL_TABLES: Mapping[str, str] = MappingProxyType(
 )
 
 
+class UnlabelledConfig(Section):
+    """Images without labels below the data set's folder: a folder of them, or a table that lists them."""
+
+    folder: str = Field(min_length=1)  # below data.root
+    name: str = Field(
+        "", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$"
+    )  # "": that of the data set, whose patients it shares
+    train_table: str = ""  # below the folder; "": every image file counts
+    columns: dict[str, str] = {}
+    group: Literal["file", "folder"] = "file"
+
+
 class DataConfig(Section):
     """Where the raw data set lies, how it is laid out and how its identifiers are made."""
 
@@ -113,6 +125,8 @@ class DataConfig(Section):
     group: Literal["file", "folder"] = "file"
     # Whether the same picture under two patients is looked for at ingest, which decodes every image once.
     find_duplicates: bool = True
+    # For pretraining alone. Images of patients who are in validation or test are kept out of it.
+    unlabelled: tuple[UnlabelledConfig, ...] = ()
     generate: GenerateConfig | None = None
     # What the fingerprint reads of an image file: size and modification time, or (slower) its bytes.
     fingerprint_files: Literal["stat", "content"] = "stat"
@@ -140,7 +154,8 @@ class DataConfig(Section):
     @property
     def tables(self) -> list[str]:
         """Names of the label tables."""
-        return [table for table in (self.train_table, self.valid_table) if table]
+        pools = [f"{pool.folder}/{pool.train_table}" for pool in self.unlabelled if pool.train_table]
+        return [*(table for table in (self.train_table, self.valid_table) if table), *pools]
 
 
 class TaskConfig(Section):
@@ -425,6 +440,7 @@ class Study(Section):
     arms: tuple[ArmConfig, ...]
     finetune: FinetuneConfig
     predict: PredictConfig = PredictConfig()
+    external: tuple[DataConfig, ...] = ()  # data sets on which the finished models are evaluated unchanged
     compare: CompareConfig = CompareConfig()
     subgroups: SubgroupConfig = SubgroupConfig()
     report: ReportConfig
@@ -454,10 +470,16 @@ class Study(Section):
                 raise ValueError(f"pretraining: {run.name}: a SimCLR run starts from random weights, found {run.init}")
             if run.method == "micle" and method_of.get(run.init, "simclr") != "simclr":
                 raise ValueError(f"pretraining: {run.name}: a MICLe run starts from random weights or a SimCLR run")
+        _unique("data.name and external", [self.data.name, *(one.name for one in self.external)])
+        for one in self.external:
+            if one.root is None or one.generate is not None or one.unlabelled:
+                raise ValueError(
+                    f"external: {one.name}: a data set for evaluation has a root, and neither generate nor unlabelled"
+                )
         for pair in self.compare.pairs:
             if unknown := sorted(set(pair) - arms):
                 raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(arms)}")
-        for level, count in (("pretraining", len(runs)), ("arms", len(arms))):
+        for level, count in (("pretraining", len(runs)), ("arms", len(arms)), ("external", len(self.external))):
             if count > MAX_LOOP_ITEMS:
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")
         return self
@@ -469,7 +491,8 @@ class Study(Section):
         Neither resources nor wording nor the folder of the data set counts: no result depends on them.
         """
         settings = {key: value for key, value in self.dump().items() if key not in ("resources", "report")}
-        settings["data"] = {key: value for key, value in settings["data"].items() if key != "root"}
+        for data in (settings["data"], *settings["external"]):
+            del data["root"]
         return digest(settings)
 
 

@@ -107,7 +107,8 @@ def labelled(index: pa.Table, task: TaskConfig, names: tuple[str, ...]) -> Label
     Args:
         index: Schema INDEX, or rows of it; N images.
         task: The policies.
-        names: From `classes`, K of them.
+        names: From `classes`, K of them; of an external set, what it does not assess is unknown, and a condition that
+            is not told apart is "Other" where there is such a class.
     """
     if task.kind == "findings":
         ids = np.array(index["image_id"].to_pylist(), dtype=object)
@@ -133,9 +134,11 @@ def labelled(index: pa.Table, task: TaskConfig, names: tuple[str, ...]) -> Label
 def _finding_targets(
     index: pa.Table, task: TaskConfig, names: tuple[str, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    states = np.empty((index.num_rows, len(names)), dtype=np.int8)
+    states = np.full((index.num_rows, len(names)), schema.NOT_ASSESSED, dtype=np.int8)
+    present = schema.label_columns(index)
     for column, finding in enumerate(names):
-        states[:, column] = index[f"{schema.LABEL_PREFIX}{finding}"].to_numpy()
+        if finding in present:  # an external set may know fewer
+            states[:, column] = index[f"{schema.LABEL_PREFIX}{finding}"].to_numpy()
     is_uncertain = states == schema.UNCERTAIN
     positive_if_uncertain = np.array([_uncertain_is_positive(finding, task) for finding in names])
     values = (states == schema.POSITIVE) | (is_uncertain & positive_if_uncertain)

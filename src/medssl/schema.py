@@ -29,6 +29,7 @@ LABEL_STATES: Mapping[int, str] = MappingProxyType(
     }
 )
 SPLITS = ("train", "validation", "test", "official_valid", "unused", "unlabelled")
+EXTERNAL = "external"  # in predictions: a whole data set on which the finished models are evaluated
 
 
 class SchemaError(BadInputError):

@@ -22,15 +22,16 @@ SOURCE_SPLIT = "unlabelled"
 FIELDS = tuple(field for field in layouts.FIELDS if field != "condition")
 
 
-def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = True) -> Reading:
+def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = True, below: str = "") -> Reading:
     """List images without labels; no file is opened but the table, if there is one.
 
     Without a table every .jpg, .jpeg and .png below the folder is listed, and `with_files` says nothing. Where
     `config.group` is "folder", the first folder is the patient and the folder that holds the file the case; else
-    each file is a patient of its own. See `readers.read` for the arguments.
+    each file is a patient of its own. `below` is the folder of the data set that the root is, if it is one. See
+    `readers.read` for the other arguments.
     """
     if not config.train_table:
-        return _read_folder(root, config, key)
+        return _read_folder(root, config, key, below)
     listed = cases.list_images(
         root, config, fields=FIELDS, required=("image",), source_split=SOURCE_SPLIT, with_files=with_files
     )
@@ -41,10 +42,11 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
         summary=listed.summary,
         group_kind=listed.group_kind,
         files=listed.files,
+        below=below,
     )
 
 
-def _read_folder(root: Path, config: DataConfig, key: PatientKey) -> Reading:
+def _read_folder(root: Path, config: DataConfig, key: PatientKey, below: str) -> Reading:
     left_out: Counter[str] = Counter()
     try:
         files = sorted(_walk(root, "", left_out))
@@ -93,7 +95,7 @@ def _read_folder(root: Path, config: DataConfig, key: PatientKey) -> Reading:
         "images_per_case": cases.images_per_case(np.bincount(cases.codes_of(case))),
         "left_out": {kind: left_out[kind] for kind in ("hidden", "links", "other files")},
     }
-    return finish(rows, dataset=config.name, key=key, summary=summary, group_kind=group_kind)
+    return finish(rows, dataset=config.name, key=key, summary=summary, group_kind=group_kind, below=below)
 
 
 def _walk(folder: Path, prefix: str, left_out: Counter[str]) -> Iterator[str]:

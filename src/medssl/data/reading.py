@@ -57,6 +57,7 @@ def finish(
     summary: Mapping[str, Any],
     group_kind: GroupKind = "patient",
     files: Column | None = None,
+    below: str = "",
 ) -> Reading:
     """Replace the source's names by identifiers, sort, and take the files' names into a table of their own.
 
@@ -69,9 +70,15 @@ def finish(
         group_kind: What patient_id stands for.
         files: The file of each row, relative to the data set's folder, where copies of the set differ in their
             folders and identifiers must not.
+        below: Folder of the data set that `rows` and `files` are relative to; it enters what names cases and images.
     """
     if files is None:
         files = rows["image_id"]
+    if below:
+        files = _prefixed(below, files)
+        for column in ("case_id", "image_id"):
+            at = rows.column_names.index(column)
+            rows = rows.set_column(at, column, _prefixed(below, rows[column]))
     index = rows
     levels: tuple[Level, ...] = ("patient", "case", "image")
     for level in levels:
@@ -83,6 +90,10 @@ def finish(
     sources = pa.Table.from_arrays([index["image_id"], files.take(order)], names=["image_id", "file"])
     sources = schema.check(sources, schema.SOURCES, "sources")
     return Reading(index, sources, {**summary, **_counts(index)}, dataset, group_kind)
+
+
+def _prefixed(folder: str, names: Column) -> Column:
+    return pc.binary_join_element_wise(pa.scalar(folder), names, pa.scalar("/"))
 
 
 def _identifiers(key: PatientKey, dataset: str, level: Level, names: Column) -> Column:

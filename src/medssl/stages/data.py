@@ -1,6 +1,7 @@
 """The data stages, in pipeline order: paths and settings in, content-addressed artifacts out."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,47 @@ def assign_splits(store: Store, config: SplitConfig, *, index_uri: str, code_ver
             leaked = summary["patients_in_two_splits"]
             num_patients = sum(summary["patients"].values())
             step.finish("splits", {"num_patients": num_patients}, [("patients_in_two_splits", 0, leaked)])
+    return step.result
+
+
+def prepare_external(
+    store: Store,
+    config: DataConfig,
+    shards: ShardConfig,
+    *,
+    key_id: str,
+    code_versions: Mapping[str, str],
+) -> steps.Made:
+    """Fingerprint, read and store a data set that finished models are evaluated on; all of it, and no split of it."""
+    root = str(config.root)
+    source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"])
+    digest = source.metadata["digest"]
+    index = ingest(store, config, root=root, data_digest=digest, key_id=key_id, code_version=code_versions["ingest"])
+    stored = write_shards(
+        store,
+        shards,
+        root=root,
+        data_digest=digest,
+        index_uri=index.uri,
+        code_version=code_versions["write_shards"],
+    )
+    inputs = {
+        kind: store.open(made.uri, kind=kind)
+        for kind, made in (("source", source), ("index", index), ("shards", stored))
+    }
+    with steps.start(
+        "prepare_external",
+        store=store,
+        code_version=code_versions["prepare_external"],
+        config={"name": config.name},
+        inputs=inputs,
+        item=config.name,
+    ) as step:
+        if step.made is None:
+            content = {"name": config.name, **{kind: artifact.digest for kind, artifact in inputs.items()}}
+            write_json(step.folder / layout.DATASET, content)
+            num_images = inputs["index"].summary["num_images"]
+            step.finish("dataset", {"name": config.name, "num_images": num_images}, [("images", 0, num_images)])
     return step.result
 
 

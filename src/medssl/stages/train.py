@@ -212,13 +212,15 @@ def predict(
     dataset: str,
     image_size_px: int,
     catalog_uri: str,
+    external_uri: str | None,
     code_version: str,
 ) -> steps.Made:
-    """Predict validation and test with every model of one arm; no other stage opens test images."""
-    from medssl.train.jobs import Inputs, PredictItem, PredictJob
+    """Predict validation, test and external sets with every model of one arm; no other stage opens test images."""
+    from medssl.train.jobs import ExternalSet, Inputs, PredictItem, PredictJob
     from medssl.train.launch import launch
 
     models, catalog = _from_catalog(store, arm.name, catalog_uri)
+    external = _external_sets(store, external_uri)
     with steps.start(
         "predict",
         store=store,
@@ -230,7 +232,7 @@ def predict(
             "dataset": dataset,
             "image_size_px": image_size_px,
         },
-        inputs={**data.artifacts, "models": models},
+        inputs={**data.artifacts, "models": models, **_by_role(external)},
         lineage={"catalog": catalog},
         item=arm.name,
     ) as step:
@@ -241,6 +243,15 @@ def predict(
                 study_id=study_id,
                 dataset=dataset,
                 dataset_digest=data.index.digest,
+                external=tuple(
+                    ExternalSet(
+                        name=name,
+                        digest=index.digest,
+                        index_path=index.folder / layout.INDEX,
+                        shards_dir=shards.folder,
+                    )
+                    for name, (index, shards) in external.items()
+                ),
                 items=tuple(
                     PredictItem(
                         **{name: m[name] for name in PredictItem.model_fields if name != "weights_path"},
@@ -411,6 +422,28 @@ def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, 
         raise BadInputError(f"{name} is not in the catalog, which holds {sorted(entries)}; run the stage that makes it")
     entry = entries[name]
     return store.open(store.uri(entry["kind"], entry["digest"]), kind=entry["kind"]), catalog
+
+
+def _external_sets(store: Store, catalog_uri: str | None) -> dict[str, tuple[Artifact, Artifact]]:
+    """Index and shards of each external set, by name."""
+    if catalog_uri is None:
+        return {}
+    catalog = store.open(catalog_uri, kind="catalog")
+    found = {}
+    for name, entry in sorted(json.loads((catalog.folder / layout.CATALOG).read_text()).items()):
+        dataset = store.open(store.uri("dataset", entry["digest"]), kind="dataset")
+        content = json.loads((dataset.folder / layout.DATASET).read_text())
+        index, shards = (store.open(store.uri(kind, content[kind]), kind=kind) for kind in ("index", "shards"))
+        found[name] = index, shards
+    return found
+
+
+def _by_role(external: Mapping[str, tuple[Artifact, Artifact]]) -> dict[str, Artifact]:
+    return {
+        f"{kind} of {name}": artifact
+        for name, artifacts in external.items()
+        for kind, artifact in zip(("index", "shards"), artifacts, strict=True)
+    }
 
 
 def _role(role: str, artifact: Artifact | None) -> dict[str, Artifact]:

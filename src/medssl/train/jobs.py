@@ -70,6 +70,15 @@ class PredictItem(Section):
     weights_path: Path
 
 
+class ExternalSet(Section):
+    """A whole data set on which finished models are evaluated."""
+
+    name: str
+    digest: str
+    index_path: Path
+    shards_dir: Path
+
+
 class PredictJob(Section):
     """Predictions of several models on several splits."""
 
@@ -77,6 +86,7 @@ class PredictJob(Section):
     study_id: str
     dataset: str
     dataset_digest: str
+    external: tuple[ExternalSet, ...] = ()
     items: tuple[PredictItem, ...]
     settings: PredictConfig
     task: TaskConfig

@@ -1,5 +1,7 @@
 """Predictions of fine-tuned models; the only place where test images are opened."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +20,63 @@ from medssl.train.worker import run_worker
 _CARRIED = ("sex", "age_years", "skin_type", "view_position", "site")
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """One split of one data set, as the rows of the predictions name it."""
+
+    dataset: str
+    dataset_digest: str
+    name: str
+    group_kind: str
+    split: Split
+
+
 def predict(job: PredictJob, ranks: Ranks) -> None:
-    """Write `predictions.parquet`: every model of the job on every image of its splits, one row a class."""
-    index = schema.read(job.inputs.index_path, schema.INDEX)
-    group_kind = schema.metadata_of(index)["group_kind"]
-    splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
-    shards = ShardSet.open(job.inputs.shards_dir)
+    """Write `predictions.parquet`: every model of the job on every split and external set, one row a class."""
     if not ranks.is_first:
         return
+    index = schema.read(job.inputs.index_path, schema.INDEX)
+    splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
     classes = labels.classes(index, splits, job.task)
-    progress = Progress("predict", len(job.items) * len(job.settings.splits), unit="model and split")
-    tables, done = [], 0
-    for name in job.settings.splits:
-        split = Split.decode(Cohort.select(index, splits, shards, split=name), job.task, classes)
+    num_sets = len(job.settings.splits) + len(job.external)
+    progress = Progress("predict", len(job.items) * num_sets, unit="model and split")
+    tables: list[pa.Table] = []
+    for evaluated in _evaluated(job, index, splits, classes):
         for item in job.items:
             scores_MK = predict_scores(
                 _model(job, item, len(classes)).to(ranks.device),
-                split,
+                evaluated.split,
                 size_px=job.image_size_px,
                 batch_size=job.settings.batch_size,
                 device=ranks.device,
             )
-            tables.append(_rows(job, item, name, group_kind, split, classes, scores_MK))
-            done += 1
-            progress.update(done)
+            tables.append(_rows(job, item, evaluated, classes, scores_MK))
+            progress.update(len(tables))
     schema.write(pa.concat_tables(tables), schema.PREDICTIONS, job.out_dir / layout.PREDICTIONS)
+
+
+def _evaluated(job: PredictJob, index: pa.Table, splits: pa.Table, classes: tuple[str, ...]) -> Iterator[_Evaluated]:
+    """The splits of the study's own data set, then the external sets; one in memory at a time."""
+    shards = ShardSet.open(job.inputs.shards_dir)
+    for name in job.settings.splits:
+        split = Split.decode(Cohort.select(index, splits, shards, split=name), job.task, classes)
+        yield _Evaluated(job.dataset, job.dataset_digest, name, _group_kind(index), split)
+    for external in job.external:
+        own = schema.read(external.index_path, schema.INDEX)
+        cohort = Cohort.select(own, _whole(own), ShardSet.open(external.shards_dir), split=schema.EXTERNAL)
+        split = Split.decode(cohort, job.task, classes)
+        yield _Evaluated(external.name, external.digest, schema.EXTERNAL, _group_kind(own), split)
+
+
+def _group_kind(index: pa.Table) -> str:
+    return schema.metadata_of(index)["group_kind"]
+
+
+def _whole(index: pa.Table) -> pa.Table:
+    """A table of splits that puts every patient of an external set into one."""
+    patients = index["patient_id"].unique()
+    columns: dict[str, Any] = {"patient_id": patients, "split": pa.repeat(schema.EXTERNAL, len(patients))}
+    return pa.table(columns)
 
 
 def _model(job: PredictJob, item: PredictItem, num_classes: int) -> Classifier:
@@ -53,28 +87,22 @@ def _model(job: PredictJob, item: PredictItem, num_classes: int) -> Classifier:
 
 
 def _rows(
-    job: PredictJob,
-    item: PredictItem,
-    name: str,
-    group_kind: str,
-    split: Split,
-    classes: tuple[str, ...],
-    scores_MK: np.ndarray,
+    job: PredictJob, item: PredictItem, evaluated: _Evaluated, classes: tuple[str, ...], scores_MK: np.ndarray
 ) -> pa.Table:
-    labelled = split.labelled
+    labelled = evaluated.split.labelled
     num, (m, k) = scores_MK.size, scores_MK.shape
-    repeated = split.rows.take(np.repeat(labelled.row_M, k))
+    repeated = evaluated.split.rows.take(np.repeat(labelled.row_M, k))
     constant: dict[str, Any] = {
         "study_id": job.study_id,
-        "dataset": job.dataset,
-        "dataset_digest": job.dataset_digest,
-        "split": name,
+        "dataset": evaluated.dataset,
+        "dataset_digest": evaluated.dataset_digest,
+        "split": evaluated.name,
         "arm_id": item.arm_id,
         "label_fraction": item.label_fraction,
         "draw": item.draw,
         "repeat": item.repeat,
         "unit_kind": labelled.kind,
-        "group_kind": group_kind,
+        "group_kind": evaluated.group_kind,
         "is_selected": item.is_selected,
         "checkpoint_digest": item.checkpoint_digest,
     }
