@@ -11,7 +11,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +48,24 @@ class Stored(NamedTuple):
     reason: str = ""
 
 
+ToStored = Callable[[Row, Path, ShardConfig], Stored]  # importable: workers in other processes find it by its name
+
+
+def store_image(row: Row, root: Path, config: ShardConfig) -> Stored:
+    """Read one image and bring it into the stored form: size, channels and encoding of `config`."""
+    patient_id, image_id, file = row
+    try:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise imaging.ImageError("outside the data folder")
+        data = imaging.read_bounded(root / file, config.max_bytes)
+        pixels = imaging.to_channels(imaging.decode(data, max_pixels=config.max_pixels), config.channels)
+        pixels = imaging.resize(pixels, size_px=config.image_size_px, how=config.resize)
+        encoded = imaging.encode(pixels, encoding=config.encoding, quality=config.jpeg_quality)
+        return Stored(patient_id, image_id, encoded)
+    except imaging.ImageError as error:
+        return Stored(patient_id, image_id, b"", error.reason)
+
+
 def write(
     index_path: Path,
     sources_path: Path,
@@ -57,6 +75,7 @@ def write(
     *,
     pipeline_options: Sequence[str] = (),
     num_threads: int | None = None,
+    to_stored: ToStored = store_image,
 ) -> dict[str, Any]:
     """Write the shards of all images of an index; equal input gives equal bytes whatever runs the pipeline.
 
@@ -69,6 +88,7 @@ def write(
         config: Size, encoding, number of parts, bounds.
         pipeline_options: Beam's command-line options; without a --runner everything runs in this process.
         num_threads: Images worked on at the same time in one part; default: the processors given to this process.
+        to_stored: What an image becomes in a part.
 
     Returns:
         The content of `shards.json`.
@@ -86,7 +106,7 @@ def write(
 
     beam: Any = apache_beam  # only partly typed
     options = PipelineOptions(_with_runner(pipeline_options))
-    settings = (root, out_dir, config, num_threads or len(os.sched_getaffinity(0)))
+    settings = (root, out_dir, config, num_threads or len(os.sched_getaffinity(0)), to_stored)
     with _counting(num_images), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
@@ -125,7 +145,12 @@ def part_of(patient_id: str, num_parts: int) -> int:
 
 
 def write_part(
-    part_rows: tuple[int, Sequence[Row]], root: Path, out_dir: Path, config: ShardConfig, num_threads: int
+    part_rows: tuple[int, Sequence[Row]],
+    root: Path,
+    out_dir: Path,
+    config: ShardConfig,
+    num_threads: int,
+    to_stored: ToStored = store_image,
 ) -> dict[str, Any]:
     """Write one part of given rows; its file appears under its name only when complete, and not at all without images.
 
@@ -135,7 +160,7 @@ def write_part(
     part, rows = part_rows
     path = out_dir / f"part-{part:05d}.arrow"  # sorts as the numbers do
     undecodable: list[dict[str, str]] = []
-    images = _usable(_stored(rows, root, config, num_threads), undecodable)
+    images = _usable(_stored(rows, root, config, num_threads, to_stored), undecodable)
     batch = list(itertools.islice(images, BATCH_ROWS))
     if not batch:
         return {"name": path.name, "num_images": 0, "undecodable": undecodable}
@@ -162,12 +187,14 @@ def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
-def _stored(rows: Sequence[Row], root: Path, config: ShardConfig, num_threads: int) -> Iterator[Stored]:
+def _stored(
+    rows: Sequence[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
+) -> Iterator[Stored]:
     """Every row's image in order, at most one batch ahead of the caller."""
     with ThreadPoolExecutor(num_threads) as pool:
         for begin in range(0, len(rows), BATCH_ROWS):
             batch = rows[begin : begin + BATCH_ROWS]
-            yield from pool.map(lambda row: store_image(row, root, config), batch)
+            yield from pool.map(lambda row: to_stored(row, root, config), batch)
             _count(len(batch))
 
 
@@ -178,21 +205,6 @@ def _usable(images: Iterator[Stored], undecodable: list[dict[str, str]]) -> Iter
             undecodable.append({"image_id": image.image_id, "reason": image.reason})
         else:
             yield image
-
-
-def store_image(row: Row, root: Path, config: ShardConfig) -> Stored:
-    """Read one image and bring it into the stored form: size, channels and encoding of `config`."""
-    patient_id, image_id, file = row
-    try:
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise imaging.ImageError("outside the data folder")
-        data = imaging.read_bounded(root / file, config.max_bytes)
-        pixels = imaging.to_channels(imaging.decode(data, max_pixels=config.max_pixels), config.channels)
-        pixels = imaging.resize(pixels, size_px=config.image_size_px, how=config.resize)
-        encoded = imaging.encode(pixels, encoding=config.encoding, quality=config.jpeg_quality)
-        return Stored(patient_id, image_id, encoded)
-    except imaging.ImageError as error:
-        return Stored(patient_id, image_id, b"", error.reason)
 
 
 def write_summary(entries: Sequence[dict[str, Any]], out_dir: Path, config: ShardConfig) -> None:
