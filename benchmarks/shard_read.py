@@ -49,11 +49,8 @@ class Formats:
 
     def __init__(self, made: Path) -> None:
         self.folder = made
-        self.rows = [
-            row
-            for _, part in shards.rows_by_part((made / "index.parquet", made / "sources.parquet"), 1)
-            for row in part
-        ]
+        tables = (made / "index.parquet", made / "sources.parquet")
+        self.rows = [row for _part, rows in shards.rows_by_part(tables, 1) for row in shards.unpacked(rows)]
         self.files = [made / "raw" / file for *_, file in self.rows]
         self.patient_N = np.unique([patient_id for patient_id, *_ in self.rows], return_inverse=True)[1]
         for name, write in (

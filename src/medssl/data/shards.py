@@ -5,13 +5,14 @@ the part: all images of a patient lie side by side in one, and more data moves n
 names travel between workers; the one that writes a part reads its images.
 """
 
+import bisect
 import itertools
 import logging
 import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ def write(
             | "Name the tables" >> beam.Create([(index_path, sources_path)])
             | "Group rows by part" >> beam.FlatMap(rows_by_part, config.num_parts)
             | "Spread parts over workers" >> beam.Reshuffle()
-            | "Write parts" >> beam.Map(write_part, *settings)
+            | "Write parts" >> beam.Map(write_packed, *settings)
             | "Collect entries" >> beam.combiners.ToList()
             | "Write shards.json" >> beam.Map(write_summary, out_dir, config)
         )
@@ -124,19 +125,38 @@ def write(
     return summary
 
 
-def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, list[Row]]]:
-    """Join index and sources and yield each part with its rows, sorted by (patient_id, image_id)."""
+def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, bytes]]:
+    """Join index and sources and yield each part with its rows, packed, sorted by (patient_id, image_id)."""
     index_path, sources_path = tables
-    index = schema.read(index_path, schema.INDEX).select(["patient_id", "image_id"])
+    index = schema.read(index_path, schema.INDEX, columns=["patient_id", "image_id"])
     sources = schema.read(sources_path, schema.SOURCES)
     at = pc.index_in(index["image_id"], value_set=sources["image_id"])
-    table = index.append_column("file", sources["file"].take(at))
-    table = table.sort_by([("patient_id", "ascending"), ("image_id", "ascending")])
-    batches = (batch.to_pydict().values() for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE))
-    rows = itertools.chain.from_iterable(zip(*columns, strict=True) for columns in batches)
+    order = pc.sort_indices(index, [("patient_id", "ascending"), ("image_id", "ascending")])
+    pa.default_memory_pool().release_unused()
+
+    def part_at(rank: int) -> int:
+        return part_of(str(index["patient_id"][order[rank].as_py()]), num_parts)
+
     # A part is a range of patients, so its rows follow one another.
-    for part, group in itertools.groupby(rows, lambda row: part_of(row[0], num_parts)):
-        yield part, list(group)
+    ends = [bisect.bisect_right(range(len(order)), part, key=part_at) for part in range(num_parts)]
+    for part, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+        if begin < end:
+            own = order[begin:end]
+            yield part, _packed(index.take(own).append_column("file", sources["file"].take(at.take(own))))
+
+
+def _packed(rows: pa.Table) -> bytes:
+    # A third of the rows as Python objects, of which a runner holds several copies.
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(rows, max_chunksize=_ROWS_AT_ONCE)
+    return sink.getvalue().to_pybytes()
+
+
+def unpacked(rows: bytes) -> Iterator[Row]:
+    """The rows of a part, of which only a few at a time are Python objects."""
+    for batch in pa.ipc.open_stream(rows):
+        yield from zip(*batch.to_pydict().values(), strict=True)
 
 
 def part_of(patient_id: str, num_parts: int) -> int:
@@ -144,8 +164,14 @@ def part_of(patient_id: str, num_parts: int) -> int:
     return int(patient_id[:_HASH_DIGITS], 16) * num_parts >> 4 * _HASH_DIGITS
 
 
+def write_packed(part_rows: tuple[int, bytes], *settings: Any) -> dict[str, Any]:
+    """Write one part of packed rows; see `write_part`."""
+    part, rows = part_rows
+    return write_part((part, unpacked(rows)), *settings)
+
+
 def write_part(
-    part_rows: tuple[int, Sequence[Row]],
+    part_rows: tuple[int, Iterable[Row]],
     root: Path,
     out_dir: Path,
     config: ShardConfig,
@@ -188,12 +214,12 @@ def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
 
 
 def _stored(
-    rows: Sequence[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
+    rows: Iterable[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
 ) -> Iterator[Stored]:
     """Every row's image in order, at most one batch ahead of the caller."""
+    rows = iter(rows)
     with ThreadPoolExecutor(num_threads) as pool:
-        for begin in range(0, len(rows), BATCH_ROWS):
-            batch = rows[begin : begin + BATCH_ROWS]
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
             yield from pool.map(lambda row: to_stored(row, root, config), batch)
             _count(len(batch))
 
@@ -233,11 +259,12 @@ def _check_tables(index_path: Path, sources_path: Path) -> int:
     Raises:
         BadInputError: There are none, or some are not in the sources.
     """
-    index = schema.read(index_path, schema.INDEX)
-    sources = schema.read(sources_path, schema.SOURCES)
+    index = schema.read(index_path, schema.INDEX, columns=["image_id"])
+    sources = schema.read(sources_path, schema.SOURCES, columns=["image_id"])
     if not index.num_rows:
         raise BadInputError(f"{index_path.name}: no images; expected at least one; run ingest on a filled table")
     num_missing = pc.index_in(index["image_id"], value_set=sources["image_id"]).null_count
+    pa.default_memory_pool().release_unused()
     if num_missing:
         raise BadInputError(
             f"{sources_path.name}: {num_missing} of the {index.num_rows} images in {index_path.name} are not in it; "
