@@ -6,6 +6,8 @@ names travel between workers; the one that writes a part reads its images.
 """
 
 import bisect
+import hashlib
+import io
 import itertools
 import logging
 import os
@@ -13,7 +15,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +29,12 @@ from medssl.config import ShardConfig
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
 from medssl.shardset import read_summary
-from medssl.store import file_digest, write_json
+from medssl.store import write_json
 
-BATCH_ROWS = 256  # rows of a record batch, and the most images that a worker holds at a time
+BATCH_ROWS = 256  # rows of a record batch, of which a worker holds three at a time
 # Beam's own default first tries to download a runner written in Go; this one runs in this process.
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+_TASKS_OF_THREAD = 8  # in a batch: a task costs as much as the reading of a small file, few tasks leave threads idle
 _HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
 _SCHEMA = schema.SHARD.columns.with_metadata({"medssl.schema": schema.SHARD.name})
 _ROWS_AT_ONCE = 4096  # of the tables, as Python objects: ten times their size in Arrow
@@ -191,18 +194,20 @@ def write_part(
     if not batch:
         return {"name": path.name, "num_images": 0, "undecodable": undecodable}
     num_images, patients = 0, set[str]()
-    with _atomic(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as sink:
-        while batch:
-            sink.write_batch(_record_batch(batch))
-            num_images += len(batch)
-            patients.update(image.patient_id for image in batch)
-            batch = list(itertools.islice(images, BATCH_ROWS))
+    with _atomic(path) as temporary, _DigestingFile(temporary) as file:
+        with pa.ipc.new_file(file, _SCHEMA) as sink:
+            while batch:
+                sink.write_batch(_record_batch(batch))
+                num_images += len(batch)
+                patients.update(image.patient_id for image in batch)
+                batch = list(itertools.islice(images, BATCH_ROWS))
+        num_bytes = file.tell()
     return {
         "name": path.name,
         "num_images": num_images,
         "num_patients": len(patients),
-        "bytes": path.stat().st_size,
-        "sha256": file_digest(path),
+        "bytes": num_bytes,
+        "sha256": file.digest.hexdigest(),
         "undecodable": undecodable,
     }
 
@@ -216,12 +221,38 @@ def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
 def _stored(
     rows: Iterable[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
 ) -> Iterator[Stored]:
-    """Every row's image in order, at most one batch ahead of the caller."""
+    """Every row's image in order; while the caller has one batch, the next is worked on."""
     rows = iter(rows)
+    num_together = max(1, BATCH_ROWS // (_TASKS_OF_THREAD * num_threads))
+
+    def store_some(some: Sequence[Row]) -> list[Stored]:
+        return [to_stored(row, root, config) for row in some]
+
     with ThreadPoolExecutor(num_threads) as pool:
-        while batch := list(itertools.islice(rows, BATCH_ROWS)):
-            yield from pool.map(lambda row: to_stored(row, root, config), batch)
-            _count(len(batch))
+
+        def begun() -> list[Future[list[Stored]]]:
+            batch = list(itertools.islice(rows, BATCH_ROWS))
+            return [pool.submit(store_some, batch[i : i + num_together]) for i in range(0, len(batch), num_together)]
+
+        tasks, ahead = begun(), begun()
+        while tasks:
+            for task in tasks:
+                images = task.result()
+                yield from images
+                _count(len(images))
+            tasks, ahead = ahead, begun()
+
+
+class _DigestingFile(io.BufferedWriter):
+    """A new file whose SHA-256 is known when it is written, so that nothing is read again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        return super().write(data)
 
 
 def _usable(images: Iterator[Stored], undecodable: list[dict[str, str]]) -> Iterator[Stored]:
