@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from medssl import schema
@@ -41,6 +42,17 @@ def test_a_file_that_is_absent_or_no_parquet_is_told(tmp_path: Path) -> None:
     (tmp_path / "index.parquet").write_text("hello")
     with pytest.raises(SchemaError, match="cannot be read as Parquet"):
         schema.read(tmp_path / "index.parquet", schema.INDEX)
+
+
+def test_some_columns_are_read_alone_and_all_are_checked(tmp_path: Path) -> None:
+    schema.write(splits(), schema.SPLIT_TABLE, tmp_path / "splits", metadata={"dataset": "x"})
+    read = schema.read(tmp_path / "splits", schema.SPLIT_TABLE, columns=["split", "patient_id"])
+    assert read.to_pydict() == {"split": ["test", "train"], "patient_id": ["a", "b"]}
+    nothing = schema.read(tmp_path / "splits", schema.SPLIT_TABLE, columns=[])
+    assert schema.metadata_of(nothing)["dataset"] == "x"
+    pq.write_table(splits().drop_columns(["label_ranks"]), tmp_path / "short")
+    with pytest.raises(SchemaError, match="missing columns"):
+        schema.read(tmp_path / "short", schema.SPLIT_TABLE, columns=["split"])
 
 
 def test_only_the_index_carries_label_columns() -> None:

@@ -94,13 +94,26 @@ class PatientKey:
 
         Each of the three parts is preceded by its length in bytes, so that no two triples give one message.
         """
-        prefix = hmac.new(self.secret, _framed(dataset) + _framed(level), hashlib.sha256)
+        # HMAC's two hashes (RFC 2104) as states that have the key and the common prefix behind them: the standard
+        # library's `hmac` takes half as long again, and a table has hundreds of thousands of names.
+        inner, outer = _keyed_states(self.secret)
+        inner.update(_framed(dataset) + _framed(level))
         identifiers = []
         for raw_id in raw_ids:
-            message = prefix.copy()  # the key and the common prefix are hashed once
+            message = inner.copy()
             message.update(_framed(raw_id))
-            identifiers.append(message.digest()[:IDENTIFIER_BYTES].hex())
+            digest = outer.copy()
+            digest.update(message.digest())
+            identifiers.append(digest.digest()[:IDENTIFIER_BYTES].hex())
         return identifiers
+
+
+def _keyed_states(secret: bytes) -> tuple["hashlib._Hash", "hashlib._Hash"]:
+    """HMAC-SHA256's inner and outer hash after the padded key."""
+    block_size = hashlib.sha256().block_size
+    key = secret if len(secret) <= block_size else hashlib.sha256(secret).digest()
+    padded = key.ljust(block_size, b"\0")
+    return hashlib.sha256(bytes(b ^ 0x36 for b in padded)), hashlib.sha256(bytes(b ^ 0x5C for b in padded))
 
 
 def _framed(text: str) -> bytes:

@@ -6,10 +6,11 @@ on the clock or the machine, so equal rows are equal bytes.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -250,6 +251,11 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
         *(pa.field(name, _TEXT, nullable=False) for name in finer),
         *(pa.field(name, pa.int8(), nullable=False) for name in labels),
     ]
+    return _checked(table.select(expected), fields, schema, where)
+
+
+def _checked(table: pa.Table, fields: "Sequence[pa.Field[Any]]", schema: TableSchema, where: str) -> pa.Table:
+    """`table` with the types of `fields`, which are its columns."""
     for field in fields:
         if not field.nullable and table[field.name].null_count:
             count = table[field.name].null_count
@@ -257,11 +263,10 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
                 f"{where}: column {field.name} holds {count} nulls; a {schema.name} table allows none there"
             )
     try:
-        typed = table.select(expected).cast(pa.schema(fields))
-        table = typed.replace_schema_metadata(table.schema.metadata)
+        typed = table.cast(pa.schema(fields))
+        return typed.replace_schema_metadata(table.schema.metadata)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
-    return table
 
 
 def write(
@@ -296,19 +301,28 @@ def write(
     temporary.replace(path)
 
 
-def read(path: Path, schema: TableSchema) -> pa.Table:
+def read(path: Path, schema: TableSchema, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Read and check a table written by `write`.
+
+    Args:
+        path: The file.
+        schema: What it must be.
+        columns: Read these only, in this order, where a whole table would take much memory; names and types of all
+            are checked.
 
     Raises:
         SchemaError: The file is absent, no Parquet, or another table.
     """
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            declared = check(file.schema_arrow.empty_table(), schema, path.name).schema
+            table = file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise SchemaError(f"{path.name}: no such file; expected a {schema.name} table") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise SchemaError(f"{path.name}: cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from None
-    return check(table, schema, path.name)
+    names = declared.names if columns is None else list(columns)
+    return _checked(table.select(names), [declared.field(name) for name in names], schema, path.name)
 
 
 def metadata_of(table: pa.Table) -> dict[str, str]:

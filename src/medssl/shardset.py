@@ -41,12 +41,12 @@ def read_summary(shards_dir: Path) -> dict[str, Any]:
 
 
 class _Mapped(NamedTuple):
-    """One part in memory: its bytes, and where in them each image begins and how long it is."""
+    """One part in memory: its bytes, and where in them each image begins and ends."""
 
     data: memoryview
     image_ids: "pa.Array[Any]"  # strings
     begins: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 class ShardSet:
@@ -62,9 +62,10 @@ class ShardSet:
         self.image_size_px, self.channels = image_size_px, channels
         self.image_ids = pa.concat_arrays([pa.array([], pa.string()), *(part.image_ids for part in parts)])
         self._parts = [part.data for part in parts]
-        self._begins = np.concatenate([_NONE, *(part.begins for part in parts)])
-        self._lengths = np.concatenate([_NONE, *(part.lengths for part in parts)])
-        self._part_of = np.repeat(np.arange(len(parts)), [len(part.begins) for part in parts])
+        # As memoryviews, whose elements are Python's own integers: a third of the cost of NumPy's.
+        self._begins = np.concatenate([_NONE, *(part.begins for part in parts)]).data
+        self._ends = np.concatenate([_NONE, *(part.ends for part in parts)]).data
+        self._part_of = np.repeat(np.arange(len(parts)), [len(part.begins) for part in parts]).data
 
     @classmethod
     def open(cls, shards_dir: Path) -> Self:
@@ -94,8 +95,7 @@ class ShardSet:
 
     def read(self, i: int) -> memoryview:
         """The encoded image number `i`, a view of the mapped file."""
-        begin, part = int(self._begins[i]), self._parts[int(self._part_of[i])]
-        return part[begin : begin + int(self._lengths[i])]
+        return self._parts[self._part_of[i]][self._begins[i] : self._ends[i]]
 
     def position(self, image_id: str) -> int:
         """The number of an image.
@@ -132,13 +132,13 @@ def _map_part(path: Path) -> _Mapped:
         buffer = file.read_buffer()
     table = pa.ipc.open_file(buffer).read_all()  # its columns are views of `buffer`
     image_ids = pa.concat_arrays([pa.array([], pa.string()), *table["image_id"].chunks])
-    begins, lengths = [_NONE], [_NONE]
+    begins, ends = [_NONE], [_NONE]
     for chunk in table["image"].chunks:
         buffers: list[Any] = chunk.buffers()  # validity (none: every image is there), offsets, bytes
-        ends = np.frombuffer(buffers[1], np.int64, len(chunk) + 1)
-        begins.append(ends[:-1] + (buffers[2].address - buffer.address))
-        lengths.append(np.diff(ends))
-    return _Mapped(memoryview(buffer).cast("B"), image_ids, np.concatenate(begins), np.concatenate(lengths))
+        bounds = np.frombuffer(buffers[1], np.int64, len(chunk) + 1) + (buffers[2].address - buffer.address)
+        begins.append(bounds[:-1])
+        ends.append(bounds[1:])
+    return _Mapped(memoryview(buffer).cast("B"), image_ids, np.concatenate(begins), np.concatenate(ends))
 
 
 def permutation(num: int, *, seed: int, epoch: int) -> Order:

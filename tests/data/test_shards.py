@@ -1,8 +1,11 @@
+import fnmatch
 import hashlib
 import io
 import json
+import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from medssl.config import ShardConfig
 from medssl.data import shards
 from medssl.exit_codes import BadInputError
 
+# What a process of its own needs to import the project and its libraries.
+PYTHON_PATH = ":".join([str(Path(shards.__file__).parents[2]), *filter(None, sys.path)])
 CONFIG = ShardConfig(image_size_px=16, num_parts=4, max_undecodable_share=0.5)
 
 
@@ -202,42 +207,113 @@ def test_tables_of_two_ingests_are_refused(data_set, tmp_path):
         data_set.write_shards(tmp_path / "out")
 
 
-def test_a_run_killed_in_the_middle_leaves_no_summary_and_the_next_gives_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "num_parts", "left_pattern"),
+    [
+        ("imaging", "decode", 300, 4, "part-0000?.arrow"),  # the 300th of 500 images: some parts are complete
+        ("shards", "_record_batch", 1, 1, ".part-00000.arrow.*.tmp"),  # the first 256 images are in the file
+    ],
+)
+def test_a_run_killed_in_the_middle_leaves_no_summary_and_the_next_gives_the_same_bytes(
+    tmp_path, owner, name, call, num_parts, left_pattern
+):
     data_set = DataSet(tmp_path / "set", num_patients=200)
+    config = CONFIG.model_copy(update={"num_parts": num_parts})
     arguments = [data_set.index_path, data_set.sources_path, data_set.root, tmp_path / "out"]
-    # The process dies by SIGKILL as it opens the 300th of 500 images.
-    program = """
+    # The process dies by SIGKILL at a call of the named function.
+    program = f"""
 import os, signal, sys, itertools
 from pathlib import Path
 from medssl import imaging
 from medssl.config import ShardConfig
 from medssl.data import shards
-calls, decode = itertools.count(), imaging.decode
+calls, original = itertools.count(), {owner}.{name}
 def dying(*args, **options):
-    if next(calls) == 300:
+    if next(calls) == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(*args, **options)
-imaging.decode = dying
+    return original(*args, **options)
+{owner}.{name} = dying
 config = ShardConfig.model_validate_json(sys.argv[5])
 shards.write(*map(Path, sys.argv[1:5]), config)
 """
-    source = str(Path(shards.__file__).parents[2])
-    environment = {"PYTHONPATH": ":".join([source, *filter(None, sys.path)])}
     killed = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments), CONFIG.model_dump_json()],
-        env=environment,
+        [sys.executable, "-c", program, *map(str, arguments), config.model_dump_json()],
+        env={"PYTHONPATH": PYTHON_PATH},
         check=False,
         timeout=60,
     )
     assert killed.returncode == -9
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left
+    assert fnmatch.filter(left, left_pattern)
     assert "shards.json" not in left
     (tmp_path / "out" / ".part-00003.arrow.0123.tmp").write_bytes(b"half a part")
     (tmp_path / "out" / "part-00099.arrow").write_bytes(b"a part of other settings")
-    data_set.write_shards(tmp_path / "out")
-    data_set.write_shards(tmp_path / "fresh")
+    data_set.write_shards(tmp_path / "out", config)
+    data_set.write_shards(tmp_path / "fresh", config)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+@pytest.fixture(scope="module")
+def job_endpoint(tmp_path_factory):
+    """Beam's own job service, in a process of its own: what a cluster's runner is to the pipeline."""
+    folder = tmp_path_factory.mktemp("service")
+    module = "apache_beam.runners.portability.local_job_service_main"
+    command = [sys.executable, "-m", module, "--port", "0", "--port_file", str(folder / "port")]
+    with (folder / "log").open("wb") as log:
+        service = subprocess.Popen(
+            [*command, "--staging_dir", str(folder / "staging")],
+            env={"PYTHONPATH": PYTHON_PATH},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "port").is_file() or not (folder / "port").read_text().strip():
+            assert service.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "the job service did not start"
+            time.sleep(0.05)
+        yield f"localhost:{(folder / 'port').read_text().strip()}"
+    finally:
+        service.terminate()
+        service.wait(timeout=30)
+
+
+SDK_WORKER = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(["--environment_type=LOOPBACK", "--sdk_worker_parallelism=3"], id="three threads here"),
+        pytest.param(
+            ["--environment_type=beam:env:harness_subprocess_python:v1", f"--environment_config={SDK_WORKER}"],
+            id="another process",
+        ),
+    ],
+)
+def test_a_portable_runner_gives_the_same_bytes_as_this_process(data_set, tmp_path, job_endpoint, workers):
+    (data_set.root / "p3_v1.png").write_bytes(b"")
+    options = ["--runner=PortableRunner", f"--job_endpoint={job_endpoint}", *workers]
+    data_set.write_shards(tmp_path / "portable", pipeline_options=options)
+    data_set.write_shards(tmp_path / "here")
+    assert files_of(tmp_path / "portable") == files_of(tmp_path / "here")
+
+
+def test_workers_get_functions_by_name_and_plain_values(data_set, tmp_path, monkeypatch):
+    beam = pytest.importorskip("apache_beam")
+    handed_over = []
+    for kind in ("Map", "FlatMap"):
+        original = getattr(beam, kind)
+
+        def recording(function, *args, original=original):
+            handed_over.append((function, args))
+            return original(function, *args)
+
+        monkeypatch.setattr(beam, kind, recording)
+    data_set.write_shards(tmp_path / "out")
+    assert {function.__name__ for function, _ in handed_over} == {"rows_by_part", "write_packed", "write_summary"}
+    # The standard pickle refuses what has no name: closures, lambdas, locks.
+    assert pickle.loads(pickle.dumps(handed_over)) == handed_over
 
 
 def test_failing_storage_fails_the_run_and_drops_no_image_and_logs_no_path(data_set, tmp_path, caplog):

@@ -165,10 +165,12 @@ def _header(name: str, text: bytes) -> list[str]:
     except UnicodeDecodeError as error:
         row = text.count(b"\n", 0, error.start) + 1
         raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8") from None
-    if not decoded.strip():
+    if not decoded or decoded.isspace():
         raise BadInputError(f"{name} is empty; give the complete table")
+    # Line by line from the bytes: a StringIO would take four times the table's size, and most of the time.
+    lines = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8-sig", newline="\n")
     try:
-        return next(csv.reader(io.StringIO(decoded)), [])
+        return next(csv.reader(lines), [])
     except csv.Error:  # a quotation mark that nothing closes makes a cell over csv's limit of 131072 characters
         raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
 
@@ -225,8 +227,8 @@ def _parse(name: str, text: bytes, required: Sequence[str]) -> tuple[dict[str, C
     for column in columns.values():
         num_bytes: Column = pc.binary_length(column)
         is_filled |= num_bytes.to_numpy() > 0
-    if is_filled.all():
-        return columns, rows
+        if is_filled.all():
+            return columns, rows
     mask = pa.array(is_filled)
     return {name: column.filter(mask) for name, column in columns.items()}, rows[is_filled]
 

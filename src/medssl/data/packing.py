@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 # Largest product of patients and states that one exact search may visit: about a second of work.
 MAX_REPAIR_WORK = 10**8
 FIRST_RELEASED = 4
+_WINDOW = 1024  # patients looked at together
 
 Ints = NDArray[np.int64]
 
@@ -38,13 +39,31 @@ def first_fit(sizes: Ints, targets: Ints, *, overshoot: bool = False) -> Ints:
     """
     room = [int(target) for target in targets]
     groups = np.full(sizes.size, len(room))
-    for i, size in enumerate(sizes.tolist()):
-        for group, left in enumerate(room):
-            if size <= left or (overshoot and size < 2 * left):
-                groups[i] = group
-                room[group] = left - size
-                break
+    placed = 0
+    while placed < sizes.size:
+        limits = [2 * left - 1 if overshoot and left > 0 else left for left in room]
+        group = next((g for g, limit in enumerate(limits) if sizes[placed] <= limit), len(room))
+        taken = _run(sizes[placed : placed + _WINDOW], max(limits[:group], default=0), [*room, None][group])
+        groups[placed : placed + taken] = group
+        if group < len(room):
+            room[group] -= int(sizes[placed : placed + taken].sum())
+        placed += taken
     return groups
+
+
+def _run(sizes: Ints, too_small: int, room: int | None) -> int:
+    """How many of the next patients go where the first one goes, so that they need no look each.
+
+    Args:
+        sizes: Of the next patients.
+        too_small: What the groups before have room for: none of these patients must fit there.
+        room: Of the group; None: it takes all.
+    """
+    goes = sizes > too_small
+    if room is not None:
+        goes &= np.cumsum(sizes) <= room
+    goes[0] = True
+    return goes.size if goes.all() else int(np.argmin(goes))
 
 
 def missing(sizes: Ints, groups: Ints, targets: Ints) -> Ints:

@@ -122,7 +122,10 @@ def _counts(index: pa.Table) -> dict[str, Any]:
 
 def reject_repeated_images(cells: Cells, file: Column) -> None:
     """Refuse a table that lists an image twice."""
-    codes = file.dictionary_encode().indices.to_numpy()
+    encoded = file.dictionary_encode()
+    if len(encoded.dictionary) == len(file):
+        return
+    codes = encoded.indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.setdiff1d(np.arange(codes.size), first)
     if repeated.size:

@@ -5,14 +5,17 @@ the part: all images of a patient lie side by side in one, and more data moves n
 names travel between workers; the one that writes a part reads its images.
 """
 
+import bisect
+import hashlib
+import io
 import itertools
 import logging
 import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +29,12 @@ from medssl.config import ShardConfig
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
 from medssl.shardset import read_summary
-from medssl.store import file_digest, write_json
+from medssl.store import write_json
 
-BATCH_ROWS = 256  # rows of a record batch, and the most images that a worker holds at a time
+BATCH_ROWS = 256  # rows of a record batch, of which a worker holds three at a time
 # Beam's own default first tries to download a runner written in Go; this one runs in this process.
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+_TASKS_OF_THREAD = 8  # in a batch: a task costs as much as the reading of a small file, few tasks leave threads idle
 _HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
 _SCHEMA = schema.SHARD.columns.with_metadata({"medssl.schema": schema.SHARD.name})
 _ROWS_AT_ONCE = 4096  # of the tables, as Python objects: ten times their size in Arrow
@@ -48,6 +52,24 @@ class Stored(NamedTuple):
     reason: str = ""
 
 
+ToStored = Callable[[Row, Path, ShardConfig], Stored]  # importable: workers in other processes find it by its name
+
+
+def store_image(row: Row, root: Path, config: ShardConfig) -> Stored:
+    """Read one image and bring it into the stored form: size, channels and encoding of `config`."""
+    patient_id, image_id, file = row
+    try:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise imaging.ImageError("outside the data folder")
+        data = imaging.read_bounded(root / file, config.max_bytes)
+        pixels = imaging.to_channels(imaging.decode(data, max_pixels=config.max_pixels), config.channels)
+        pixels = imaging.resize(pixels, size_px=config.image_size_px, how=config.resize)
+        encoded = imaging.encode(pixels, encoding=config.encoding, quality=config.jpeg_quality)
+        return Stored(patient_id, image_id, encoded)
+    except imaging.ImageError as error:
+        return Stored(patient_id, image_id, b"", error.reason)
+
+
 def write(
     index_path: Path,
     sources_path: Path,
@@ -57,6 +79,7 @@ def write(
     *,
     pipeline_options: Sequence[str] = (),
     num_threads: int | None = None,
+    to_stored: ToStored = store_image,
 ) -> dict[str, Any]:
     """Write the shards of all images of an index; equal input gives equal bytes whatever runs the pipeline.
 
@@ -69,6 +92,7 @@ def write(
         config: Size, encoding, number of parts, bounds.
         pipeline_options: Beam's command-line options; without a --runner everything runs in this process.
         num_threads: Images worked on at the same time in one part; default: the processors given to this process.
+        to_stored: What an image becomes in a part.
 
     Returns:
         The content of `shards.json`.
@@ -86,14 +110,14 @@ def write(
 
     beam: Any = apache_beam  # only partly typed
     options = PipelineOptions(_with_runner(pipeline_options))
-    settings = (root, out_dir, config, num_threads or len(os.sched_getaffinity(0)))
+    settings = (root, out_dir, config, num_threads or len(os.sched_getaffinity(0)), to_stored)
     with _counting(num_images), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "Name the tables" >> beam.Create([(index_path, sources_path)])
             | "Group rows by part" >> beam.FlatMap(rows_by_part, config.num_parts)
             | "Spread parts over workers" >> beam.Reshuffle()
-            | "Write parts" >> beam.Map(write_part, *settings)
+            | "Write parts" >> beam.Map(write_packed, *settings)
             | "Collect entries" >> beam.combiners.ToList()
             | "Write shards.json" >> beam.Map(write_summary, out_dir, config)
         )
@@ -104,19 +128,38 @@ def write(
     return summary
 
 
-def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, list[Row]]]:
-    """Join index and sources and yield each part with its rows, sorted by (patient_id, image_id)."""
+def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, bytes]]:
+    """Join index and sources and yield each part with its rows, packed, sorted by (patient_id, image_id)."""
     index_path, sources_path = tables
-    index = schema.read(index_path, schema.INDEX).select(["patient_id", "image_id"])
+    index = schema.read(index_path, schema.INDEX, columns=["patient_id", "image_id"])
     sources = schema.read(sources_path, schema.SOURCES)
     at = pc.index_in(index["image_id"], value_set=sources["image_id"])
-    table = index.append_column("file", sources["file"].take(at))
-    table = table.sort_by([("patient_id", "ascending"), ("image_id", "ascending")])
-    batches = (batch.to_pydict().values() for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE))
-    rows = itertools.chain.from_iterable(zip(*columns, strict=True) for columns in batches)
+    order = pc.sort_indices(index, [("patient_id", "ascending"), ("image_id", "ascending")])
+    pa.default_memory_pool().release_unused()
+
+    def part_at(rank: int) -> int:
+        return part_of(str(index["patient_id"][order[rank].as_py()]), num_parts)
+
     # A part is a range of patients, so its rows follow one another.
-    for part, group in itertools.groupby(rows, lambda row: part_of(row[0], num_parts)):
-        yield part, list(group)
+    ends = [bisect.bisect_right(range(len(order)), part, key=part_at) for part in range(num_parts)]
+    for part, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+        if begin < end:
+            own = order[begin:end]
+            yield part, _packed(index.take(own).append_column("file", sources["file"].take(at.take(own))))
+
+
+def _packed(rows: pa.Table) -> bytes:
+    # A third of the rows as Python objects, of which a runner holds several copies.
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(rows, max_chunksize=_ROWS_AT_ONCE)
+    return sink.getvalue().to_pybytes()
+
+
+def unpacked(rows: bytes) -> Iterator[Row]:
+    """The rows of a part, of which only a few at a time are Python objects."""
+    for batch in pa.ipc.open_stream(rows):
+        yield from zip(*batch.to_pydict().values(), strict=True)
 
 
 def part_of(patient_id: str, num_parts: int) -> int:
@@ -124,8 +167,19 @@ def part_of(patient_id: str, num_parts: int) -> int:
     return int(patient_id[:_HASH_DIGITS], 16) * num_parts >> 4 * _HASH_DIGITS
 
 
+def write_packed(part_rows: tuple[int, bytes], *settings: Any) -> dict[str, Any]:
+    """Write one part of packed rows; see `write_part`."""
+    part, rows = part_rows
+    return write_part((part, unpacked(rows)), *settings)
+
+
 def write_part(
-    part_rows: tuple[int, Sequence[Row]], root: Path, out_dir: Path, config: ShardConfig, num_threads: int
+    part_rows: tuple[int, Iterable[Row]],
+    root: Path,
+    out_dir: Path,
+    config: ShardConfig,
+    num_threads: int,
+    to_stored: ToStored = store_image,
 ) -> dict[str, Any]:
     """Write one part of given rows; its file appears under its name only when complete, and not at all without images.
 
@@ -135,23 +189,25 @@ def write_part(
     part, rows = part_rows
     path = out_dir / f"part-{part:05d}.arrow"  # sorts as the numbers do
     undecodable: list[dict[str, str]] = []
-    images = _usable(_stored(rows, root, config, num_threads), undecodable)
+    images = _usable(_stored(rows, root, config, num_threads, to_stored), undecodable)
     batch = list(itertools.islice(images, BATCH_ROWS))
     if not batch:
         return {"name": path.name, "num_images": 0, "undecodable": undecodable}
     num_images, patients = 0, set[str]()
-    with _atomic(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as sink:
-        while batch:
-            sink.write_batch(_record_batch(batch))
-            num_images += len(batch)
-            patients.update(image.patient_id for image in batch)
-            batch = list(itertools.islice(images, BATCH_ROWS))
+    with _atomic(path) as temporary, _DigestingFile(temporary) as file:
+        with pa.ipc.new_file(file, _SCHEMA) as sink:
+            while batch:
+                sink.write_batch(_record_batch(batch))
+                num_images += len(batch)
+                patients.update(image.patient_id for image in batch)
+                batch = list(itertools.islice(images, BATCH_ROWS))
+        num_bytes = file.tell()
     return {
         "name": path.name,
         "num_images": num_images,
         "num_patients": len(patients),
-        "bytes": path.stat().st_size,
-        "sha256": file_digest(path),
+        "bytes": num_bytes,
+        "sha256": file.digest.hexdigest(),
         "undecodable": undecodable,
     }
 
@@ -162,13 +218,41 @@ def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
-def _stored(rows: Sequence[Row], root: Path, config: ShardConfig, num_threads: int) -> Iterator[Stored]:
-    """Every row's image in order, at most one batch ahead of the caller."""
+def _stored(
+    rows: Iterable[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
+) -> Iterator[Stored]:
+    """Every row's image in order; while the caller has one batch, the next is worked on."""
+    rows = iter(rows)
+    num_together = max(1, BATCH_ROWS // (_TASKS_OF_THREAD * num_threads))
+
+    def store_some(some: Sequence[Row]) -> list[Stored]:
+        return [to_stored(row, root, config) for row in some]
+
     with ThreadPoolExecutor(num_threads) as pool:
-        for begin in range(0, len(rows), BATCH_ROWS):
-            batch = rows[begin : begin + BATCH_ROWS]
-            yield from pool.map(lambda row: store_image(row, root, config), batch)
-            _count(len(batch))
+
+        def begun() -> list[Future[list[Stored]]]:
+            batch = list(itertools.islice(rows, BATCH_ROWS))
+            return [pool.submit(store_some, batch[i : i + num_together]) for i in range(0, len(batch), num_together)]
+
+        tasks, ahead = begun(), begun()
+        while tasks:
+            for task in tasks:
+                images = task.result()
+                yield from images
+                _count(len(images))
+            tasks, ahead = ahead, begun()
+
+
+class _DigestingFile(io.BufferedWriter):
+    """A new file whose SHA-256 is known when it is written, so that nothing is read again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        return super().write(data)
 
 
 def _usable(images: Iterator[Stored], undecodable: list[dict[str, str]]) -> Iterator[Stored]:
@@ -178,21 +262,6 @@ def _usable(images: Iterator[Stored], undecodable: list[dict[str, str]]) -> Iter
             undecodable.append({"image_id": image.image_id, "reason": image.reason})
         else:
             yield image
-
-
-def store_image(row: Row, root: Path, config: ShardConfig) -> Stored:
-    """Read one image and bring it into the stored form: size, channels and encoding of `config`."""
-    patient_id, image_id, file = row
-    try:
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise imaging.ImageError("outside the data folder")
-        data = imaging.read_bounded(root / file, config.max_bytes)
-        pixels = imaging.to_channels(imaging.decode(data, max_pixels=config.max_pixels), config.channels)
-        pixels = imaging.resize(pixels, size_px=config.image_size_px, how=config.resize)
-        encoded = imaging.encode(pixels, encoding=config.encoding, quality=config.jpeg_quality)
-        return Stored(patient_id, image_id, encoded)
-    except imaging.ImageError as error:
-        return Stored(patient_id, image_id, b"", error.reason)
 
 
 def write_summary(entries: Sequence[dict[str, Any]], out_dir: Path, config: ShardConfig) -> None:
@@ -221,11 +290,12 @@ def _check_tables(index_path: Path, sources_path: Path) -> int:
     Raises:
         BadInputError: There are none, or some are not in the sources.
     """
-    index = schema.read(index_path, schema.INDEX)
-    sources = schema.read(sources_path, schema.SOURCES)
+    index = schema.read(index_path, schema.INDEX, columns=["image_id"])
+    sources = schema.read(sources_path, schema.SOURCES, columns=["image_id"])
     if not index.num_rows:
         raise BadInputError(f"{index_path.name}: no images; expected at least one; run ingest on a filled table")
     num_missing = pc.index_in(index["image_id"], value_set=sources["image_id"]).null_count
+    pa.default_memory_pool().release_unused()
     if num_missing:
         raise BadInputError(
             f"{sources_path.name}: {num_missing} of the {index.num_rows} images in {index_path.name} are not in it; "

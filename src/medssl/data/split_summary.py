@@ -122,8 +122,11 @@ def ranks_of_draw(splits: pa.Table, draw: int) -> NDArray[np.float64]:
     Raises:
         ValueError: There is no such draw.
     """
-    ranks: NDArray[np.float64] = np.array(splits["label_ranks"].to_pylist(), dtype=np.float64)
-    num_draws = ranks.shape[1] if ranks.size else 0
-    if ranks.size and not 0 <= draw < num_draws:
+    if not splits.num_rows:
+        return np.empty(0)
+    lists: Column = splits["label_ranks"].combine_chunks()
+    ranks: NDArray[np.float64] = lists.flatten().to_numpy().reshape(splits.num_rows, -1)
+    num_draws = ranks.shape[1]
+    if not 0 <= draw < num_draws:
         raise ValueError(f"draw {draw}: the splits have {num_draws} draws, numbered from 0")
-    return ranks[:, draw] if ranks.size else np.empty(0)
+    return ranks[:, draw]

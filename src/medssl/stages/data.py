@@ -246,7 +246,7 @@ def write_shards(
     ) as step:
         if step.made is None:
             table_path = index.folder / layout.INDEX
-            digest = schema.metadata_of(schema.read(table_path, schema.INDEX))["sources"]
+            digest = schema.metadata_of(schema.read(table_path, schema.INDEX, columns=[]))["sources"]
             try:
                 private = store.open(store.uri("private", digest), kind="private")
             except StoreError:
