@@ -97,8 +97,8 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
         },
         "analyze_subgroups": study.subgroups.dump(),
-        "write_report": study.dump() | {"data": data, "resources": {}},
+        "write_report": study.dump() | {"data": data, "external": [], "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
-    external = tuple(one.dump() for one in study.external)
+    external = tuple(one.model_dump(mode="json", exclude={"generate"}) for one in study.external)
     return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), external, arms, sections, versions)
