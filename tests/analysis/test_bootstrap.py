@@ -116,7 +116,7 @@ def test_monotone_transforms_of_the_scores_change_nothing():
     y_true, scores, patient_N = sample()
     plain = paired_bootstrap(y_true, scores, patient_N, num_replicates=50, seed=0)
     bent = paired_bootstrap(y_true, np.exp(scores) * 3 - 7, patient_N, num_replicates=50, seed=0)
-    np.testing.assert_array_equal(plain.aucs, bent.aucs)
+    np.testing.assert_array_equal(plain.values, bent.values)
 
 
 def test_the_order_of_units_changes_nothing():
@@ -124,7 +124,7 @@ def test_the_order_of_units_changes_nothing():
     order = np.random.default_rng(8).permutation(patient_N.size)
     plain = paired_bootstrap(y_true, scores, patient_N, num_replicates=50, seed=0)
     mixed = paired_bootstrap(y_true[order], scores[:, order], patient_N[order], num_replicates=50, seed=0)
-    np.testing.assert_array_equal(plain.aucs, mixed.aucs)
+    np.testing.assert_array_equal(plain.values, mixed.values)
 
 
 def test_a_class_that_the_sample_lacks_is_left_out_of_the_mean():
@@ -145,11 +145,11 @@ def test_replicates_that_lack_a_class_average_over_the_others():
     units = np.arange(len(y_true))
     replicates = paired_bootstrap(y_true, scores, units, num_replicates=1000, seed=0)
     _, rare, mean = replicates.intervals(0, 1, alpha=0.05)
-    lacking = int(np.isnan(replicates.aucs[:, 0, 1]).sum())
+    lacking = int(np.isnan(replicates.values[:, 0, 1]).sum())
     assert 5 <= lacking <= 40
     assert (rare.n_lacking, rare.n_replicates) == (lacking, 1000 - lacking)
     assert (mean.n_lacking, mean.n_replicates) == (lacking, 1000)
-    draws = np.nanmean(replicates.aucs, axis=2) @ [1, -1]
+    draws = np.nanmean(replicates.values, axis=2) @ [1, -1]
     assert [mean.ci_low, mean.ci_high] == pytest.approx(list(np.percentile(draws, [2.5, 97.5])), abs=1e-12)
 
 

@@ -8,7 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medssl import schema
-from medssl.analysis.compare import ROW_KEY, compare, holm
+from medssl.analysis.compare import compare, holm
+from medssl.analysis.runs import ROW_KEY
 
 SETTINGS = {
     "pairs": [("MICLe", "Random")],
@@ -45,7 +46,12 @@ class TestSet:
                     "arm_id": arm_id,
                 }
                 row |= {"label_fraction": label_fraction, "draw": 0, "repeat": repeat, "class": name}
-                row |= {"unit_id": f"i{patient}-{image}", "unit_kind": "image", "patient_id": f"p{patient}"}
+                row |= {
+                    "unit_id": f"i{patient}-{image}",
+                    "unit_kind": "image",
+                    "group_kind": "patient",
+                    "patient_id": f"p{patient}",
+                }
                 row |= {
                     "y_true": y_true if known else None,
                     "y_score": float(noise.normal() + separation * y_true),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from medssl.analysis.compare import CHOICE_SPLITS, ROW_KEY
+from medssl.analysis.runs import CHOICE_SPLITS, ROW_KEY
 from medssl.analysis.tables import NOT_EVALUABLE, TOO_SMALL, Cell, percent
 
 Row = Mapping[str, Any]

@@ -78,6 +78,7 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
                 schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS),
                 by=config.by,
                 age_edges=config.age_edges,
+                skin_type_groups=config.skin_type_groups,
                 min_patients=config.min_patients,
                 num_replicates=config.num_replicates,
                 alpha=config.alpha,
