@@ -381,10 +381,8 @@ class SubgroupConfig(Section):
             raise ValueError(f"subgroups.age_edges must be increasing ages in years, found {list(self.age_edges)}")
         types = [skin_type for group in self.skin_type_groups.values() for skin_type in group]
         if _has_repeats(types) or not all(self.skin_type_groups.values()):
-            raise ValueError(
-                "subgroups.skin_type_groups must name a skin type or more for each group and each type once, found "
-                f"{ {name: list(group) for name, group in self.skin_type_groups.items()} }"
-            )
+            found = {name: list(group) for name, group in self.skin_type_groups.items()}
+            raise ValueError(f"subgroups.skin_type_groups must name each skin type once, one or more a group: {found}")
         return self
 
 

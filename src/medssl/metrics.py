@@ -6,7 +6,7 @@ an error: rare findings and small subgroups meet this case in ordinary use.
 Shape suffixes: N units, C classes. Truth is float: 1, 0, or NaN where not known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -33,12 +33,22 @@ class Metric:
     k: int | None
     part: str
 
+    @property
+    def log_name(self) -> str:
+        """The metric as curves and runs are named, with its k: "mean_auc", "top_1_accuracy"."""
+        return self.name.replace("_k_", f"_{self.k}_")
+
 
 # What decides for each kind of unit: models are chosen, differences tested and subgroups compared by it. Images have
 # findings and cases have one of many conditions (Azizi et al. 2021, Tables B.3 and B.6; supplement B.1.1).
 PRIMARY: Mapping[str, Metric] = MappingProxyType(
     {"image": Metric("mean_auc", None, "auc"), "case": Metric("top_k_accuracy", 1, "")}
 )
+
+
+def unit_kind(metric_names: Container[str]) -> str:
+    """The kind of unit that a metrics table is about, told by the names of its metrics: only cases have a top k."""
+    return "case" if PRIMARY["case"].name in metric_names else "image"
 
 
 @dataclass(frozen=True)
