@@ -177,7 +177,7 @@ def _no_patient(results: Results, where: Evaluation) -> str:
     """What it means that the set's patients stand for something finer."""
     kind = results.group_kind(where)
     return (
-        f"The data set of {results.place(where)} names no patient: each {kind} stands for one, and {kind}s were split "
+        f"The data set {where.dataset} names no patient: each {kind} stands for one, and {kind}s were split "
         f"and resampled. {kind.capitalize()}s of the same patient may lie in several splits, which flatters scores, "
         "and are drawn as if independent, so intervals may be too narrow."
     )
