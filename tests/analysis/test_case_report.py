@@ -18,9 +18,9 @@ FRACTIONS = (0.1, 1.0)
 BY = ("skin_type", "skin_type_group")
 
 
-def make_case_metrics(group_kind="patient"):
+def make_case_metrics():
     study = make_study()
-    predictions = table(case_rows(num_patients=40, fractions=FRACTIONS, group_kind=group_kind))
+    predictions = table(case_rows(num_patients=40, fractions=FRACTIONS))
     common = {"num_replicates": 100, "alpha": 0.05, "seed": 0}
     rows = compare(predictions, pairs=study.compare.pairs, resampling_units=["patient", "case"], **common)
     groups = study.subgroups
@@ -131,8 +131,10 @@ def test_the_page_speaks_of_cases_and_conditions_throughout(page, inputs):
     assert report.headline(inputs.metrics, inputs.arms).startswith("top-1 accuracy on test, by share of labels")
 
 
-def test_a_set_without_patients_is_said_to_have_been_resampled_by_lesion(tmp_path, page):
-    report.write(make_case_inputs(make_case_metrics("lesion")), tmp_path)
+def test_a_set_without_patients_is_said_to_have_been_resampled_by_lesion(inputs, tmp_path, page):
+    named = {"patient": "lesion", "case": "case", "": ""}
+    rows = [row | {"resampling_unit": named[row["resampling_unit"]]} for row in inputs.metrics.to_pylist()]
+    report.write(replace(inputs, metrics=pa.Table.from_pylist(rows, schema=inputs.metrics.schema)), tmp_path)
     of_lesions = Page((tmp_path / "index.html").read_text())
     words = " ".join(of_lesions.text)
     assert "names no patient: each lesion stands for one" in words
