@@ -158,20 +158,17 @@ def _data_root(study: Study, out_dir: Path) -> Path:
     """The folder of the raw data; a generated set is made where it does not lie there yet."""
     if study.data.root is not None:
         return Path(study.data.root).expanduser().resolve()
-    from medssl.code_version import module_file
-    from medssl.data import phantom
+    from medssl.data import generated
     from medssl.progress import Progress
 
     wanted = study.data.generate
     assert wanted is not None  # the study has a root or generates
-    source = module_file("medssl.data.phantom")
-    assert source is not None
-    key = digest([wanted.dump(), source.read_text()])[:16]
+    key = digest([wanted.dump(), generated.source_text(wanted.task)])[:16]
     root = out_dir / "generated" / key / "phantoms"
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         bar = Progress("generate", wanted.patients, unit="patients")
-        phantom.generate(root, phantom.PhantomConfig(**wanted.dump()), progress=bar.of)
+        generated.generate(root, **wanted.dump(), progress=bar.of)
     return root
 
 

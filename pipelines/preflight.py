@@ -22,8 +22,8 @@ def check(study: Study, root: Path) -> str:
 
     key = load_key(study.data, create=True)
     index = readers.read(root, study.data, key).index
-    labels.targets(index.slice(0, 1), study.task)
     assigned = splits.assign(index, study.splits).splits
+    labels.classes(index, assigned, study.task)
     train = assigned.filter(pc.equal(assigned["split"], pa.scalar("train")))
     is_train = pc.is_in(index["patient_id"], value_set=train["patient_id"])
     num_units = {"simclr": int(np.count_nonzero(is_train)), "micle": train.num_rows}

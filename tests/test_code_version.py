@@ -60,6 +60,8 @@ def insert_in(path: Path, function: str, statement: str) -> None:
         ("data/nih.py", {"ingest"}),
         ("data/duplicates.py", {"ingest"}),
         ("imaging.py", {"ingest", "write_shards"} | TRAINING),
+        ("data/skin_phantom/patients.py", set()),
+        ("data/generated.py", set()),
         ("train/pretrain.py", {"pretrain"}),
         ("train/finetune.py", TRAINING - {"pretrain"}),
         ("train/predict.py", {"predict"}),

@@ -52,6 +52,14 @@ def test_an_image_id_leads_to_its_file_through_the_private_store_alone(
     assert "private store" in capsys.readouterr().err
 
 
+def test_a_demo_set_can_be_photographs_of_skin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--task", "derm", "--patients", "20", "--image-size-px", "32"]
+    assert main(["demo", "--out", str(tmp_path / "set"), *arguments]) == 0
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(list((tmp_path / "set" / "images").iterdir())) == counts["images"]
+    assert (tmp_path / "set" / "cases.csv").is_file()
+
+
 def test_a_demo_set_is_never_written_over(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(demo), "--patients", "20"]) == 78
     assert capsys.readouterr().err.startswith("error: ")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from medssl.config import TaskConfig
 from medssl.metrics import (
     PRIMARY,
     Evaluation,
@@ -160,3 +161,8 @@ def test_the_primary_metric_is_told_by_the_metrics_of_a_table():
     assert unit_kind({"auc", "mean_auc"}) == "image"
     assert unit_kind({"auc", "mean_auc", "top_k_accuracy"}) == "case"
     assert [metric.log_name for metric in PRIMARY.values()] == ["mean_auc", "top_1_accuracy"]
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("findings", "image"), ("conditions", "case")])
+def test_models_are_chosen_by_the_primary_metric(kind, unit):
+    assert TaskConfig(kind=kind).selection_metric == PRIMARY[unit].log_name

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from medssl import layout, schema, table_commands
 from medssl.code_version import stage_version
@@ -279,10 +279,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    demo = commands.add_parser("demo", help="write the generated data set, in CheXpert's layout")
+    demo = commands.add_parser(
+        "demo", help="write a generated data set: radiographs (cxr) or photographs of skin (derm)"
+    )
     demo.add_argument("--out", type=Path, required=True, help="folder to make")
     for name, field in GenerateConfig.model_fields.items():
-        demo.add_argument(f"--{name.replace('_', '-')}", type=int, default=field.default)
+        choices = get_args(field.annotation) or None  # of a Literal
+        demo.add_argument(
+            f"--{name.replace('_', '-')}", type=str if choices else int, choices=choices, default=field.default
+        )
     demo.set_defaults(command=_demo)
     show = commands.add_parser("schema", help="print the schema of a table as JSON")
     show.add_argument("name", choices=sorted(schema.TABLES))
@@ -298,12 +303,12 @@ def _add_store(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from medssl.data import phantom
+    from medssl.data import generated
 
     settings = {name: getattr(options, name) for name in GenerateConfig.model_fields}
     bar = Progress("demo", options.patients, unit="patients")
     try:
-        counts = phantom.generate(options.out, phantom.PhantomConfig(**settings), progress=bar.of)
+        counts = generated.generate(options.out, **settings, progress=bar.of)
     except (FileExistsError, ValueError) as error:
         raise BadInputError(str(error)) from None
     sys.stdout.write(f"{json.dumps(counts)}\n")

@@ -24,6 +24,14 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, which is exact to here
 
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+# The paper's 26 (supplement; spec 2.1).
+PAPER_CONDITIONS = (
+    "Acne", "Actinic keratosis", "Allergic contact dermatitis", "Alopecia areata", "Androgenetic alopecia",
+    "Basal cell carcinoma", "Cyst", "Eczema", "Folliculitis", "Hidradenitis", "Lentigo", "Melanocytic nevus",
+    "Melanoma", "Post inflammatory hyperpigmentation", "Psoriasis", "SCC/SCCIS", "Seborrheic keratosis",
+    "Scar condition", "Seborrheic dermatitis", "Skin tag", "Stasis dermatitis", "Tinea", "Tinea versicolor",
+    "Urticaria", "Verruca vulgaris", "Vitiligo",
+)  # fmt: skip
 RANDOM_INITIALIZATION = "random"
 # A ValueError: an impossible date or number; a RecursionError: nested a thousand deep.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -66,6 +74,7 @@ S = TypeVar("S", bound=Section)
 class GenerateConfig(Section):
     """The generated data set of a demo study, in place of a folder of one's own."""
 
+    task: Literal["cxr", "derm"] = "cxr"  # radiographs in CheXpert's layout, or photographs as a table of cases
     patients: int = Field(400, ge=20)
     seed: Seed = 0
     image_size_px: int = Field(128, ge=32, le=1024)
@@ -135,17 +144,31 @@ class DataConfig(Section):
 
 
 class TaskConfig(Section):
-    """What the classifier predicts, and how labels other than yes and no are read (spec 2.3)."""
+    """What the classifier predicts: independent findings of an image, or one condition of many for a case."""
 
+    kind: Literal["findings", "conditions"] = "findings"
     findings: tuple[str, ...] = CHEXPERT_FINDINGS
-    # u_mixed: 1 for Atelectasis and Edema, 0 for the other three, as the code of Neyshabur et al. 2020.
+    # u_mixed: 1 for Atelectasis and Edema, 0 for the other three, as the code of Neyshabur et al. 2020 (spec 2.3).
     uncertain: Literal["u_mixed", "u_ones", "u_zeros", "u_ignore"] = "u_mixed"
     blank: Literal["negative", "ignore"] = "negative"
+    # Conditions that are told apart, where the training split has enough cases of them; all others are "Other"
+    # (spec 2.1). An empty list, or one of which the set has none, stands for the most frequent ones.
+    conditions: tuple[str, ...] = PAPER_CONDITIONS
+    num_conditions: Positive = 26
+    min_train_cases: Positive = 100
+    max_images_per_case: Positive = 6  # that a training step sees; evaluation takes all
+
+    @property
+    def selection_metric(self) -> str:
+        """The validation metric that chooses settings, steps and repeats (spec 1.8)."""
+        return "top_1_accuracy" if self.kind == "conditions" else "mean_auc"
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if not self.findings or len(set(self.findings)) != len(self.findings):
+        if not self.findings or _has_repeats(self.findings):
             raise ValueError(f"task.findings must be a list of distinct names, found {list(self.findings)}")
+        if _has_repeats(self.conditions):
+            raise ValueError(f"task.conditions must be distinct names, found {list(self.conditions)}")
         return self
 
 

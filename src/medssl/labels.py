@@ -1,18 +1,23 @@
-"""Reading an index's label states as targets, under the study's policies for uncertain and blank labels (spec 2.3).
+"""Reading an index's label states as targets, under the study's policies (spec 2.1, 2.3).
 
 The index keeps what the source says; the policies apply here, at read time, so that changing one re-reads no data.
+A study predicts independent findings of each image, or one of many conditions of each case, whose truth may be a set.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medssl import schema
 from medssl.config import TaskConfig
 from medssl.exit_codes import BadInputError
+from medssl.metrics import OTHER
 
 # The map of Neyshabur et al. 2020, which the paper compares itself with; every other finding becomes negative.
 UNCERTAIN_IS_POSITIVE = frozenset({"Atelectasis", "Edema"})
@@ -25,31 +30,112 @@ _UNCERTAIN_IN_WORDS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def targets(index: pa.Table, task: TaskConfig) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The target of each image and finding, and whether it is known.
+@dataclass(frozen=True)
+class Labelled:
+    """What is classified: M images, or M cases of several images each.
+
+    Attributes:
+        kind: "image" or "case".
+        ids: image_id or case_id of each, shape (M,), sorted.
+        unit_N: Which of the M each row of the index belongs to, shape (N,).
+        row_M: The first row of the index of each, shape (M,).
+        targets_MK: 0 or 1, float32; 0 where unknown. Several 1 in a row of conditions are a tied truth.
+        mask_MK: Whether the label is known: false where the source did not assess it and where a policy leaves it
+            out; such entries count in no loss and no metric.
+    """
+
+    kind: Literal["image", "case"]
+    ids: NDArray[np.object_]
+    unit_N: NDArray[np.int64]
+    row_M: NDArray[np.int64]
+    targets_MK: NDArray[np.float32]
+    mask_MK: NDArray[np.bool_]
+
+
+def classes(index: pa.Table, splits: pa.Table, task: TaskConfig) -> tuple[str, ...]:
+    """Names of what is predicted, in the order of the classifier's outputs.
+
+    For conditions: those of `task.conditions` that the set names, or all if it names none of them, by falling number
+    of training cases (then by name); of these at most `task.num_conditions` with at least `task.min_train_cases`
+    cases each, and "Other" behind them where a training case has a condition beyond.
+
+    Args:
+        index: Schema INDEX.
+        splits: Schema SPLIT_TABLE.
+        task: Kind and names.
+
+    Raises:
+        BadInputError: The set lacks a finding, or fewer than two conditions have enough training cases.
+    """
+    present = schema.label_columns(index)
+    if task.kind == "findings":
+        if absent := [finding for finding in task.findings if finding not in present]:
+            raise BadInputError(
+                f"task.findings: the data set has no label for {', '.join(absent)}; "
+                f"it has {', '.join(present) or 'none'}"
+            )
+        return task.findings
+    unit = schema.split_unit(splits)
+    train = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
+    rows = index.filter(pc.is_in(index[unit], value_set=train[unit].combine_chunks()))
+    num_cases = {name: _num_positive_cases(rows, name) for name in present}
+    candidates = [name for name in present if name in task.conditions] or present
+    ordered = sorted(candidates, key=lambda name: (-num_cases[name], name))
+    kept = [name for name in ordered if num_cases[name] >= task.min_train_cases and name != OTHER]
+    kept = kept[: task.num_conditions]
+    has_others = any(num_cases[name] for name in present if name not in kept)
+    names = (*kept, *([OTHER] if has_others else []))
+    if len(names) < 2:
+        listed = ", ".join(f"{name} {num_cases[name]}" for name in ordered[:5])
+        raise BadInputError(
+            f"task.min_train_cases is {task.min_train_cases}, and fewer than two conditions have as many training "
+            f"cases (most: {listed or 'none'}); lower it"
+        )
+    return names
+
+
+def _num_positive_cases(rows: pa.Table, name: str) -> int:
+    is_positive = pc.equal(rows[f"{schema.LABEL_PREFIX}{name}"], pa.scalar(schema.POSITIVE, pa.int8()))
+    return len(rows["case_id"].filter(is_positive).unique())
+
+
+def labelled(index: pa.Table, task: TaskConfig, names: tuple[str, ...]) -> Labelled:
+    """Rows of an index as what is classified, with its truth.
 
     Args:
         index: Schema INDEX, or rows of it; N images.
-        task: C findings and the policies.
-
-    Returns:
-        Values, float32 (N, C), 0 or 1, and 0 where unknown. Known, bool (N, C): false where the source did not
-        assess the finding and where a policy leaves the label out; such entries count in no loss and no metric.
-
-    Raises:
-        BadInputError: The index has no column for a finding.
+        task: The policies.
+        names: From `classes`, K of them.
     """
-    present = schema.label_columns(index)
-    absent = [finding for finding in task.findings if finding not in present]
-    if absent:
-        raise BadInputError(
-            f"task.findings: the data set has no label for {', '.join(absent)}; it has {', '.join(present) or 'none'}"
-        )
-    states = np.empty((index.num_rows, len(task.findings)), dtype=np.int8)
-    for column, finding in enumerate(task.findings):
+    if task.kind == "findings":
+        ids = np.array(index["image_id"].to_pylist(), dtype=object)
+        each = np.arange(index.num_rows)
+        return Labelled("image", ids, each, each, *_finding_targets(index, task, names))
+    ids, row_M, unit_N = np.unique(
+        np.array(index["case_id"].to_pylist(), dtype=str), return_index=True, return_inverse=True
+    )
+    positive_NC = np.column_stack(
+        [index[f"{schema.LABEL_PREFIX}{name}"].to_numpy() == schema.POSITIVE for name in schema.label_columns(index)]
+    )
+    column_of = {name: k for k, name in enumerate(names)}
+    class_C = [column_of.get(name, column_of.get(OTHER)) for name in schema.label_columns(index)]
+    targets_MK = np.zeros((ids.size, len(names)), dtype=np.float32)
+    for column, k in enumerate(class_C):
+        if k is not None:
+            np.maximum.at(targets_MK[:, k], unit_N, positive_NC[:, column].astype(np.float32))
+    known_M1 = targets_MK.max(axis=1, keepdims=True) > 0
+    mask_MK = np.repeat(known_M1, len(names), axis=1)
+    return Labelled("case", ids.astype(object), unit_N.astype(np.int64), row_M.astype(np.int64), targets_MK, mask_MK)
+
+
+def _finding_targets(
+    index: pa.Table, task: TaskConfig, names: tuple[str, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    states = np.empty((index.num_rows, len(names)), dtype=np.int8)
+    for column, finding in enumerate(names):
         states[:, column] = index[f"{schema.LABEL_PREFIX}{finding}"].to_numpy()
     is_uncertain = states == schema.UNCERTAIN
-    positive_if_uncertain = np.array([_uncertain_is_positive(finding, task) for finding in task.findings])
+    positive_if_uncertain = np.array([_uncertain_is_positive(finding, task) for finding in names])
     values = (states == schema.POSITIVE) | (is_uncertain & positive_if_uncertain)
     known = (states == schema.POSITIVE) | (states == schema.NEGATIVE)
     if task.uncertain != "u_ignore":
@@ -60,7 +146,12 @@ def targets(index: pa.Table, task: TaskConfig) -> tuple[NDArray[np.float32], NDA
 
 
 def describe(task: TaskConfig) -> str:
-    """The policies in one sentence, for the report."""
+    """The policies in a sentence or two, for the report."""
+    if task.kind == "conditions":
+        return (
+            f"A case has one of many conditions, or several that tie. Told apart are at most {task.num_conditions} "
+            f'with at least {task.min_train_cases} training cases each; every other condition is "{OTHER}".'
+        )
     blank = "count as negative" if task.blank == "negative" else "are left out of training and evaluation"
     return f"Uncertain labels {_uncertain_in_words(task)}; blank labels {blank}."
 

@@ -123,7 +123,7 @@ SCORES = _table(
         "draw": pa.int32(),
         "learning_rate": _REAL,
         "weight_decay": _REAL,
-        "validation_score?": _REAL,  # mean AUC; null where no finding is evaluable
+        "validation_score?": _REAL,  # mean AUC, or top-1 accuracy of cases; null where nothing is evaluable
         "step": pa.int32(),  # at which the score was reached
         "num_train_images": pa.int32(),
         "num_train_patients": pa.int32(),

@@ -24,6 +24,7 @@ _DECODE_AHEAD = 256  # images decoded between two progress lines
 
 Order = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
+UNLABELLED = "unlabelled"  # as a split, and as the part of a source
 
 
 def read_summary(shards_dir: Path) -> dict[str, Any]:
@@ -206,6 +207,7 @@ class Cohort:
         split: str,
         label_fraction: float | None = None,
         draw: int = 0,
+        with_unlabelled: bool = False,
     ) -> Self:
         """Open one split, or a nested fraction of its patients.
 
@@ -216,17 +218,22 @@ class Cohort:
             split: One of schema.SPLITS.
             label_fraction: Keeps the patients whose rank is below; 0-1, 1 and None keep all.
             draw: Which of the orders of patients the fraction is cut from.
+            with_unlabelled: Also open images that the source lists without labels, those of these patients and those
+                of patients who have no other: for pretraining.
 
         Raises:
             BadInputError: The three do not belong together, or nothing is left.
             ValueError: There is no such draw.
         """
         _check_together(index, splits, shards)
-        chosen = splits.filter(pc.equal(splits["split"], pa.scalar(split)))
+        opened = [split, UNLABELLED] if with_unlabelled else [split]
+        chosen = splits.filter(pc.is_in(splits["split"], value_set=pa.array(opened)))
         if label_fraction is not None:
             chosen = chosen.filter(_ranks(chosen, draw) < label_fraction)
         unit = schema.split_unit(splits)
         rows = index.filter(pc.is_in(index[unit], value_set=chosen[unit])).sort_by("image_id")
+        if not with_unlabelled:
+            rows = rows.filter(pc.not_equal(rows["source_split"], pa.scalar(UNLABELLED)))
         at = pc.index_in(rows["image_id"], value_set=shards.image_ids)
         present = rows.filter(pc.is_valid(at))
         if not present.num_rows:

@@ -32,7 +32,12 @@ def make_case_metrics():
 def make_case_inputs(metrics):
     inputs = make_inputs(metrics=metrics)
     compared = inputs.study["compare"] | {"resampling_units": ["patient", "case"]}
-    study = inputs.study | {"subgroups": inputs.study["subgroups"] | {"by": list(BY)}, "compare": compared}
+    task = {"kind": "conditions", "conditions": list(CONDITIONS)}
+    study = inputs.study | {
+        "task": task,
+        "subgroups": inputs.study["subgroups"] | {"by": list(BY)},
+        "compare": compared,
+    }
     curves = [
         row | {"metric": row["metric"].replace("mean_auc", "top_1_accuracy")} for row in inputs.history.to_pylist()
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medssl.model.losses import contrastive_metrics, masked_bce, nt_xent
+from medssl.model.losses import contrastive_metrics, masked_bce, nt_xent, set_cross_entropy
 
 
 def loop_nt_xent(z_a, z_b, temperature):
@@ -140,3 +140,29 @@ def test_masked_bce_without_a_known_label_is_zero_and_keeps_the_graph():
 def test_masked_bce_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match="three equal"):
         masked_bce(torch.zeros(3, 5), torch.zeros(3, 1), torch.ones(3, 5, dtype=torch.bool))
+
+
+def test_set_cross_entropy_shares_a_tied_truth_evenly_and_ignores_unknown_cases():
+    logits = torch.tensor([[0.3, -2.0, 1.0], [1.5, 0.2, -0.4], [9.0, 9.0, 9.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    loss = set_cross_entropy(logits, targets, torch.tensor([True, True, False]))
+    loss.backward()
+    rows = logits.detach().double().tolist()
+    log_p = [[x - math.log(sum(math.exp(y) for y in row)) for x in row] for row in rows]
+    assert loss.item() == pytest.approx((-log_p[0][0] - (log_p[1][1] + log_p[1][2]) / 2) / 2, rel=1e-6)
+    assert torch.equal(logits.grad[2], torch.zeros(3))
+    uniform = set_cross_entropy(torch.zeros(4, 7), torch.eye(7)[:4], torch.ones(4, dtype=torch.bool))
+    assert uniform.item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+def test_set_cross_entropy_without_a_known_case_is_zero_and_keeps_the_graph():
+    logits = torch.randn(3, 5, requires_grad=True)
+    loss = set_cross_entropy(logits, torch.zeros(3, 5), torch.zeros(3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(3, 5))
+
+
+def test_set_cross_entropy_refuses_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"expected \(M, K\)"):
+        set_cross_entropy(torch.zeros(3, 5), torch.zeros(3, 1), torch.ones(3, dtype=torch.bool))

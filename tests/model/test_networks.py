@@ -112,6 +112,14 @@ def test_classifier_gives_logits_that_are_zero_only_on_request(zero_init_head):
     assert bool((logits == 0).all()) == zero_init_head
 
 
+def test_a_case_is_classified_by_the_mean_of_its_images_representations():
+    classifier = Classifier(ResNet(depth=18, width=0.25, in_channels=1), num_classes=3).eval()
+    images = torch.rand(3, 1, 48, 48)
+    fused = classifier(images, torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+    alone = classifier(images)  # the head is linear: the mean of the logits is that of the mean representation
+    torch.testing.assert_close(fused, torch.stack([(alone[0] + alone[1]) / 2, alone[2]]))
+
+
 @pytest.mark.parametrize("options", [{"depth": 20, "width": 1}, {"depth": 18, "width": 0.001}])
 def test_impossible_networks_are_refused(options):
     with pytest.raises(ValueError, match=r"depth is 20|no filter"):

@@ -23,7 +23,7 @@ def test_too_few_images_for_a_batch_are_told() -> None:
 def test_fine_tuning_batches_are_consecutive_pieces_of_an_endless_row_of_permutations(
     num_images: int, batch_size: int, step: int
 ) -> None:
-    batches = [finetune_batch_at(s, num_images=num_images, batch_size=batch_size, seed=3) for s in range(step + 1)]
+    batches = [finetune_batch_at(s, num_units=num_images, batch_size=batch_size, seed=3) for s in range(step + 1)]
     row = np.concatenate(batches)
     whole = len(row) // num_images
     for epoch in range(whole):

@@ -66,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     empty = dict.fromkeys(("view_position", "sex", "age_years", "skin_type", "site"))
     columns = [*schema.INDEX.columns, pa.field("label:Edema", pa.int8())]
     index = pa.Table.from_pylist([row | empty for row in rows], schema=pa.schema(columns))
-    schema.write(index, schema.INDEX, folder / "index.parquet")
+    schema.write(index, schema.INDEX, folder / "index.parquet", metadata={"group_kind": "patient"})
     sources = pa.table({"image_id": index["image_id"], "file": [f"{n}.png" for n in range(32)]})
     schema.write(sources, schema.SOURCES, folder / "sources.parquet")
     patients = sorted(set(index["patient_id"].to_pylist()))

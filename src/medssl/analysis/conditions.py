@@ -17,9 +17,9 @@ SECONDARY = (
     Metric("mean_top_k_sensitivity", 3, "top_k_sensitivity"),
     Metric("mean_auc", None, "auc"),
 )
-TRUTH = (
-    "Each case has one condition or, where several diagnoses are primary, a set of them; a prediction counts when it "
-    f'names any of the set. "{OTHER}" stands for all conditions that the study does not name, and may be predicted.'
+COUNTED = (
+    f'A prediction counts when it names any condition of its case. "{OTHER}" is a prediction as any, right for cases '
+    "of conditions that are not told apart."
 )
 MEANS = (
     f'Mean sensitivities average the named conditions, without "{OTHER}"; the mean AUC averages every class, each '

@@ -131,10 +131,8 @@ def _lead(inputs: ReportInputs, results: Results) -> list[Part]:
 
 
 def _asked(study: Mapping[str, Any], results: Results) -> Section:
-    if results.unit_kind == "case":
-        truth = conditions.TRUTH
-    else:
-        truth = labels.describe(TaskConfig.model_validate(study["task"]))
+    counted = [conditions.COUNTED] if results.unit_kind == "case" else []
+    truth = " ".join([labels.describe(TaskConfig.model_validate(study["task"])), *counted])
     words = {"class_word": results.class_word, "unit_kind": results.unit_kind}
     parts: list[Part] = [truth, inventory.settings(study, results.findings, **words)]
     if study["pretraining"]:

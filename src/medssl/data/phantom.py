@@ -10,18 +10,18 @@ Every patient's draws come from a generator seeded by (seed, number): no patient
 import csv
 import io
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Field = NDArray[Any]  # float, of the image's shape
+from medssl.data.fields import Field, bump, step
+from medssl.data.new_folder import new_folder
+
 ViewPosition = Literal["AP", "PA", "lateral"]
 
 # --- Reporting, as counted in CheXpert's public training table (rates are shares of rows) ---------
@@ -410,23 +410,12 @@ def render(
     attenuation = attenuation * (1 + exposure.heel[0] * column + exposure.heel[1] * row)
     if exposure.collimation is not None:
         half_width, half_height = exposure.collimation
-        attenuation = attenuation * _step(half_width - np.abs(column)) * _step(half_height - np.abs(row))
+        attenuation = attenuation * step(half_width - np.abs(column)) * step(half_height - np.abs(row))
     level = (attenuation - attenuation.mean()) / attenuation.std() * exposure.contrast + exposure.mean_level
     level = np.clip(level, 0, 1) ** exposure.gamma
     grain = np.random.default_rng(exposure.noise_seed).standard_normal(level.shape, dtype=np.float32)
     pixels: NDArray[np.uint8] = np.clip((level + exposure.noise * grain) * 255 + 0.5, 0, 255).astype(np.uint8)
     return pixels
-
-
-def _step(distance: Field, softness: float = 0.012) -> Field:
-    """Smooth indicator of a positive signed distance."""
-    value: Field = np.clip(distance * np.float32(-1 / softness), -30, 30)
-    return np.float32(1) / (np.float32(1) + np.exp(value))
-
-
-def _bump(distance: Field, width: float) -> Field:
-    value: Field = np.exp(-np.square(distance * np.float32(1 / width)))
-    return value
 
 
 def _thorax_edge(y: Field, anatomy: Anatomy) -> Field:
@@ -447,13 +436,13 @@ def _draw_frontal(x: Field, y: Field, anatomy: Anatomy, findings: Findings, *, i
     dome_left = anatomy.diaphragm_y - 0.19 * collapse[1]
     dome_y = np.where(is_left, np.float32(dome_left), np.float32(dome_right))
     dome = dome_y + anatomy.dome_depth * np.square(across / width - 0.42) - y  # > 0 above the diaphragm
-    thorax = _step(inside) * _step(dome)
+    thorax = step(inside) * step(dome)
 
     heart = _frontal_heart(x, y, anatomy, findings.cardiothoracic_ratio * (1.06 if is_ap else 1.0))
-    mediastinum = anatomy.mediastinum_half_width * (1 + 0.25 * _bump(y + 0.55, 0.25))
+    mediastinum = anatomy.mediastinum_half_width * (1 + 0.25 * bump(y + 0.55, 0.25))
     knob = (anatomy.age_years - 18) / 72
-    arch = _step(0.075 + 0.035 * knob - np.hypot(x - mediastinum * 0.75, y + 0.36))
-    central = np.maximum(_step(mediastinum - across, 0.018), arch * (0.5 + 0.5 * knob))
+    arch = step(0.075 + 0.035 * knob - np.hypot(x - mediastinum * 0.75, y + 0.36))
+    central = np.maximum(step(mediastinum - across, 0.018), arch * (0.5 + 0.5 * knob))
     blunting = np.maximum(findings.effusion, anatomy.pleural_scar)
     fluid = _meniscus(y - dome_y, inside, np.where(is_left, blunting[1], blunting[0]))
     patch, bronchi = _frontal_patch(x, y, anatomy, findings)
@@ -464,20 +453,20 @@ def _draw_frontal(x: Field, y: Field, anatomy: Anatomy, findings: Findings, *, i
     lung = air * (1 - 0.93 * fluid) * (1 - 0.80 * patch) * (1 - 0.62 * haze)
     body = _torso(across, y, anatomy)
     image: Field = body * (0.60 + 0.08 * anatomy.habitus) - 0.46 * lung
-    image += 0.10 * heart * thorax + 0.08 * (1 - _step(dome)) * body
+    image += 0.10 * heart * thorax + 0.08 * (1 - step(dome)) * body
     image += air * (1 - fluid) * (marks + 0.28 * plate)
     image -= 0.14 * bronchi * lung
     image += _frontal_bones(x, y, across, inside, anatomy) * body
-    image -= 0.10 * _step(0.036 - np.abs(x + 0.01)) * _step(-0.22 - y, 0.03) * body  # trachea
-    gas = _step(1 - np.hypot((x - 0.38) / 0.17, (y - dome_left - 0.16) / 0.08), 0.15)
+    image -= 0.10 * step(0.036 - np.abs(x + 0.01)) * step(-0.22 - y, 0.03) * body  # trachea
+    gas = step(1 - np.hypot((x - 0.38) / 0.17, (y - dome_left - 0.16) / 0.08), 0.15)
     image -= 0.22 * anatomy.stomach_gas * gas
     if anatomy.is_female:
         under = anatomy.breast_y + 0.26 - 0.9 * np.square(across - 0.48) - y
         image += (
             (0.06 + 0.08 * anatomy.habitus)
-            * _step(under, 0.02)
-            * _bump(y - anatomy.breast_y, 0.3)
-            * (_bump(across - 0.48, 0.26))
+            * step(under, 0.02)
+            * bump(y - anatomy.breast_y, 0.3)
+            * (bump(across - 0.48, 0.26))
         )
     image += _frontal_devices(x, y, anatomy, findings)
     return image
@@ -491,8 +480,8 @@ def _pair(values: tuple[float, float]) -> tuple[np.float32, np.float32]:
 def _torso(across: Field, y: Field, anatomy: Anatomy) -> Field:
     """Neck, shoulders and trunk; obesity widens the trunk until it leaves the image."""
     trunk = anatomy.thorax_half_width + 0.10 + 0.20 * anatomy.habitus
-    shoulder = 0.22 + (trunk + 0.10 - 0.22) * _step(y + 0.83, 0.05)
-    return _step(shoulder + 0.25 * _step(y + 0.55, 0.1) * _step(-0.1 - y, 0.2) - across, 0.02)
+    shoulder = 0.22 + (trunk + 0.10 - 0.22) * step(y + 0.83, 0.05)
+    return step(shoulder + 0.25 * step(y + 0.55, 0.1) * step(-0.1 - y, 0.2) - across, 0.02)
 
 
 def _frontal_heart(x: Field, y: Field, anatomy: Anatomy, ratio: float) -> Field:
@@ -504,7 +493,7 @@ def _frontal_heart(x: Field, y: Field, anatomy: Anatomy, ratio: float) -> Field:
     center_y = anatomy.diaphragm_y - 0.16
     down = (y - center_y - anatomy.heart_tilt * 0.4 * x) / height
     radius: Field = np.sqrt(np.abs(across) ** 2.3 + np.abs(down) ** 2.3)
-    return _step(1 - radius, 0.05)
+    return step(1 - radius, 0.05)
 
 
 def _meniscus(below_top: Field, inside: Field, extent: Field) -> Field:
@@ -516,7 +505,7 @@ def _meniscus(below_top: Field, inside: Field, extent: Field) -> Field:
         extent: 0-1 per pixel, as the sides differ.
     """
     climb = 0.30 * np.sqrt(extent) * np.exp(-np.maximum(inside, 0) / 0.13)
-    return _step(below_top - 0.28 + 0.66 * extent + climb, 0.025) * _step(extent - 0.05, 0.02)
+    return step(below_top - 0.28 + 0.66 * extent + climb, 0.025) * step(extent - 0.05, 0.02)
 
 
 def _frontal_patch(x: Field, y: Field, anatomy: Anatomy, findings: Findings) -> tuple[Field, Field]:
@@ -532,9 +521,9 @@ def _patch(dx: Field, dy: Field, findings: Findings) -> tuple[Field, Field]:
     angle = np.arctan2(dy, dx)
     edge = 1 + 0.20 * np.sin(3 * angle + phase) + 0.12 * np.sin(5 * angle - 2 * phase)
     radius = np.hypot(dx / 0.95, dy) / (0.12 + 0.17 * extent)
-    mask = _step(edge - radius, 0.10) * min(1.0, extent * 1.6)
+    mask = step(edge - radius, 0.10) * min(1.0, extent * 1.6)
     fork = np.abs(dy + 0.4 * dx - 0.03) - np.maximum(0.5 * dx * math.copysign(1, math.cos(phase)), 0)
-    bronchi = extent * mask * _bump(fork, 0.012)
+    bronchi = extent * mask * bump(fork, 0.012)
     return mask * (0.92 + 0.08 * np.sin(31 * dx + phase) * np.sin(27 * dy - phase)), bronchi
 
 
@@ -554,11 +543,11 @@ def _lung_markings(
     sharpness = 10 / (1 + 2 * edema)
     trunks = np.exp(sharpness * (np.cos(6 * turn + phase) - 1)) * np.exp(-radius / 0.30)
     twigs = np.exp(sharpness * (np.cos(13 * turn - phase + fourth) - 1)) * np.exp(-radius / 0.45)
-    vessels = (0.20 * trunks + 0.10 * twigs) * _step(radius - 0.05, 0.03) + 0.14 * _bump(radius, 0.09)
+    vessels = (0.20 * trunks + 0.10 * twigs) * step(radius - 0.05, 0.03) + 0.14 * bump(radius, 0.09)
     wings = np.exp(-np.square(dx / 0.34) - np.square((dy - 0.06) / 0.42))
     cloud = 0.85 + 0.15 * np.sin(17 * across + phase) * np.sin(15 * y + third)
     septa = np.exp(3 * (np.cos(y * (2 * math.pi / 0.075)) - 1))
-    septa = septa * _bump(inside - 0.05, 0.07) * _bump(y - 0.25, 0.25)
+    septa = septa * bump(inside - 0.05, 0.07) * bump(y - 0.25, 0.25)
     return edema * wings * cloud, anatomy.vascularity * vessels + 0.16 * edema * septa
 
 
@@ -566,8 +555,8 @@ def _plate(across: Field, dome: Field, is_left: NDArray[np.bool_], anatomy: Anat
     """Plate-like line of collapsed lung above the raised diaphragm, with crowded lung below it."""
     extent = np.where(is_left, *_pair(findings.atelectasis))
     along = across - 0.52 * anatomy.thorax_half_width
-    line = _bump(dome - findings.plate_height + 0.25 * along, 0.024) * _step(0.22 - np.abs(along), 0.03)
-    return extent * (line + 0.25 * _step(findings.plate_height - dome, 0.05))
+    line = bump(dome - findings.plate_height + 0.25 * along, 0.024) * step(0.22 - np.abs(along), 0.03)
+    return extent * (line + 0.25 * step(findings.plate_height - dome, 0.05))
 
 
 def _frontal_bones(x: Field, y: Field, across: Field, inside: Field, anatomy: Anatomy) -> Field:
@@ -575,16 +564,16 @@ def _frontal_bones(x: Field, y: Field, across: Field, inside: Field, anatomy: An
     bone = 1.15 - 0.5 * (anatomy.age_years - 18) / 72
     posterior = y - anatomy.rib_slope * across - anatomy.rib_curve * np.square(across)
     anterior = y + 0.55 * across - 0.25 * np.square(across)
-    cage = _step(inside + 0.025, 0.01) * _step(0.62 - y, 0.05)
-    ribs = 0.085 * _bars(posterior, anatomy) * _step(across - 0.10, 0.02)
-    ribs += 0.05 * _bars(anterior, anatomy) * _step(across - 0.5 * anatomy.thorax_half_width, 0.04)
+    cage = step(inside + 0.025, 0.01) * step(0.62 - y, 0.05)
+    ribs = 0.085 * _bars(posterior, anatomy) * step(across - 0.10, 0.02)
+    ribs += 0.05 * _bars(anterior, anatomy) * step(across - 0.5 * anatomy.thorax_half_width, 0.04)
     collar = y - anatomy.clavicle_y - anatomy.clavicle_slope * across - 0.10 * np.sin(7 * across)
-    clavicles = 0.13 * _step(0.028 - np.abs(collar)) * _step(across - 0.08) * _step(0.72 - across)
+    clavicles = 0.13 * step(0.028 - np.abs(collar)) * step(across - 0.08) * step(0.72 - across)
     middle = x - anatomy.spine_bend * np.sin(3 * y)
     discs = 0.75 + 0.25 * np.cos(y * (2 * math.pi / anatomy.rib_spacing) + 6.28 * anatomy.rib_phase)
-    spine = 0.13 * _step(0.075 - np.abs(middle), 0.012) * discs
+    spine = 0.13 * step(0.075 - np.abs(middle), 0.012) * discs
     blade = across - anatomy.thorax_half_width * 0.98 - 0.25 * (y + 0.25)
-    blades = 0.07 * _step(0.10 - np.abs(blade - 0.10)) * _step(-0.02 - y, 0.03) * _step(y + 0.62, 0.03)
+    blades = 0.07 * step(0.10 - np.abs(blade - 0.10)) * step(-0.02 - y, 0.03) * step(y + 0.62, 0.03)
     bones: Field = ribs * cage + clavicles + spine + blades
     return bone * bones
 
@@ -593,21 +582,21 @@ def _bars(height: Field, anatomy: Anatomy) -> Field:
     """Evenly spaced ribs across a height: bands with brighter margins."""
     phase = height * (1 / anatomy.rib_spacing) + anatomy.rib_phase
     distance = np.abs(phase - np.round(phase))  # 0 at the middle of a rib, 0.5 between two
-    return _step(0.24 - distance, 0.04) * (0.7 + 0.5 * _bump(distance - 0.2, 0.07))
+    return step(0.24 - distance, 0.04) * (0.7 + 0.5 * bump(distance - 0.2, 0.07))
 
 
 def _frontal_devices(x: Field, y: Field, anatomy: Anatomy, findings: Findings) -> Field:
     image = np.zeros_like(x)
     if anatomy.has_pacemaker:
         left, top = anatomy.pacemaker_xy
-        case = _step(1 - (np.abs((x - left) / 0.10) ** 4 + np.abs((y - top) / 0.085) ** 4), 0.08)
+        case = step(1 - (np.abs((x - left) / 0.10) ** 4 + np.abs((y - top) / 0.085) ** 4), 0.08)
         along = np.clip((y - top) / (anatomy.diaphragm_y - 0.08 - top), 0, 1)
         lead_x = left * (1 - along) ** 2 - 0.5 * along * (1 - along) + 0.25 * along**2
-        lead = _bump(x - lead_x, 0.016) * _step(along - 0.01, 0.005) * _step(0.99 - along, 0.005)
+        lead = bump(x - lead_x, 0.016) * step(along - 0.01, 0.005) * step(0.99 - along, 0.005)
         image += 0.45 * case + 0.30 * lead
     if findings.has_line:
         line_x = -0.09 - 0.20 * np.square(np.clip((-0.25 - y) / 0.6, 0, 1))
-        image += 0.26 * _bump(x - line_x, 0.012) * _step(0.02 - y)
+        image += 0.26 * bump(x - line_x, 0.012) * step(0.02 - y)
     return image
 
 
@@ -621,11 +610,11 @@ def _draw_lateral(x: Field, y: Field, anatomy: Anatomy, findings: Findings, *, i
     slope = anatomy.dome_depth * 0.55 * (np.square((x + 0.12) / depth) + 0.25 * x / depth)
     dome = anatomy.diaphragm_y - 0.13 * collapse - 0.03 + slope - y
     second = dome + anatomy.right_dome_rise + 0.13 * collapse
-    thorax = _step(front) * _step(back) * (0.5 * _step(dome) + 0.5 * _step(second))
+    thorax = step(front) * step(back) * (0.5 * step(dome) + 0.5 * step(second))
     ratio = findings.cardiothoracic_ratio
     heart_x = -depth * (0.95 - 1.05 * ratio)
     oval = np.hypot((x - heart_x) / (depth * 1.12 * ratio), (y - anatomy.diaphragm_y + 0.2) / 0.34)
-    heart = _step(1 - oval, 0.06)
+    heart = step(1 - oval, 0.06)
     fluid = _meniscus(
         y - anatomy.diaphragm_y - 0.12, back, np.full_like(x, max(*findings.effusion, *anatomy.pleural_scar))
     )
@@ -634,24 +623,24 @@ def _draw_lateral(x: Field, y: Field, anatomy: Anatomy, findings: Findings, *, i
     patch, bronchi = _patch(x - 0.3 * depth * math.cos(phase), y - patch_y, findings)
     radius = np.hypot(x - 0.02, y - anatomy.hilum_y)
     haze = findings.edema * np.exp(-np.square(radius / 0.36))
-    plate = collapse * _bump(dome - findings.plate_height + 0.3 * x, 0.022)
-    plate = plate * _step(0.2 - np.abs(x - 0.1), 0.03)
+    plate = collapse * bump(dome - findings.plate_height + 0.3 * x, 0.022)
+    plate = plate * step(0.2 - np.abs(x - 0.1), 0.03)
 
     lung = thorax * (1 - 0.6 * heart) * (1 - 0.9 * fluid) * (1 - 0.6 * patch) * (1 - 0.5 * haze)
     trunk = depth + 0.10 + 0.14 * anatomy.habitus
-    body = _step(trunk - np.abs(x) + 0.25 * _step(-0.62 - y, 0.08), 0.02)
-    image: Field = body * (0.66 + 0.08 * anatomy.habitus) - 0.44 * lung + 0.08 * (1 - _step(dome)) * body
-    image += thorax * (1 - fluid) * (0.14 * _bump(radius, 0.10) * (1 + findings.edema) + 0.25 * plate)
+    body = step(trunk - np.abs(x) + 0.25 * step(-0.62 - y, 0.08), 0.02)
+    image: Field = body * (0.66 + 0.08 * anatomy.habitus) - 0.44 * lung + 0.08 * (1 - step(dome)) * body
+    image += thorax * (1 - fluid) * (0.14 * bump(radius, 0.10) * (1 + findings.edema) + 0.25 * plate)
     image -= 0.12 * bronchi * lung
     bone = 1.15 - 0.5 * (anatomy.age_years - 18) / 72
     middle = x - depth * 0.72 + 0.12 * np.square(y)
     discs = 0.6 + 0.4 * np.cos(y * (2 * math.pi / anatomy.rib_spacing) + 6.28 * anatomy.rib_phase)
-    image += bone * 0.16 * _step(0.085 - np.abs(middle)) * discs * body
-    image += bone * 0.12 * _bump(front, 0.03) * _step(0.25 - y, 0.05) * _step(y + 0.5, 0.05)
-    image += bone * 0.05 * _bars(y - 0.45 * x, anatomy) * _step(front) * _step(back) * _step(0.55 - y, 0.05)
-    image -= 0.12 * _step(0.035 - np.abs(x - 0.06 - 0.1 * (y + 0.4))) * _step(-0.22 - y, 0.03) * body
+    image += bone * 0.16 * step(0.085 - np.abs(middle)) * discs * body
+    image += bone * 0.12 * bump(front, 0.03) * step(0.25 - y, 0.05) * step(y + 0.5, 0.05)
+    image += bone * 0.05 * _bars(y - 0.45 * x, anatomy) * step(front) * step(back) * step(0.55 - y, 0.05)
+    image -= 0.12 * step(0.035 - np.abs(x - 0.06 - 0.1 * (y + 0.4))) * step(-0.22 - y, 0.03) * body
     if anatomy.has_pacemaker:
-        image += 0.4 * _bump(x + depth * 0.8, 0.035) * _bump(y - anatomy.pacemaker_xy[1], 0.10)
+        image += 0.4 * bump(x + depth * 0.8, 0.035) * bump(y - anatomy.pacemaker_xy[1], 0.10)
     return image
 
 
@@ -675,13 +664,10 @@ def generate(
     Raises:
         FileExistsError: If `root_dir` is there and not empty.
     """
-    if root_dir.exists() and any(root_dir.iterdir()):
-        raise FileExistsError("the folder of the generated set exists and is not empty; use it or remove it")
-    partial_dir = root_dir.with_name(f".{root_dir.name}.{os.getpid()}.partial")
     total = config.patients + config.valid_patients
     counts = dict.fromkeys(("patients", "studies", "images", "corrupt", *FINDING_RATES), 0)
     rows: dict[str, list[list[str]]] = {"train": [], "valid": []}
-    try:
+    with new_folder(root_dir) as partial_dir:
         for number in range(1, total + 1):
             patient = draw_patient(number, config)
             part = "train" if number <= config.patients else "valid"
@@ -695,10 +681,6 @@ def generate(
             with (partial_dir / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([HEADER, *part_rows])
         counts["corrupt"] = _corrupt(partial_dir, [row[0] for row in rows["train"]], config)
-        partial_dir.rename(root_dir)
-    except BaseException:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-        raise
     return counts
 
 

@@ -106,3 +106,26 @@ def masked_bce(logits_NC: Tensor, targets_NC: Tensor, mask_NC: Tensor) -> Tensor
     known_targets_NC = torch.where(mask_NC, targets_NC, 0).to(dtype)
     loss_NC = functional.binary_cross_entropy_with_logits(logits_NC.to(dtype), known_targets_NC, reduction="none")
     return torch.where(mask_NC, loss_NC, 0).sum() / mask_NC.sum().clamp(min=1)
+
+
+def set_cross_entropy(logits_MK: Tensor, targets_MK: Tensor, mask_M: Tensor) -> Tensor:
+    """Mean cross-entropy over the cases with a known condition; a truth of several conditions is shared evenly.
+
+    Args:
+        logits_MK: Any finite float, shape (M, K).
+        targets_MK: 0 or 1, shape (M, K); one or more ones in each row that counts.
+        mask_M: bool, shape (M,); True where the case's condition is known.
+
+    Returns:
+        float32 scalar; 0, still attached to the graph with zero gradients, if no condition is known.
+
+    Raises:
+        ValueError: On shapes that do not fit.
+    """
+    if logits_MK.shape != targets_MK.shape or mask_M.shape != logits_MK.shape[:1]:
+        shapes = [tuple(tensor.shape) for tensor in (logits_MK, targets_MK, mask_M)]
+        raise ValueError(f"logits, targets and mask have shapes {shapes}; expected (M, K), (M, K) and (M,)")
+    log_p_MK = functional.log_softmax(logits_MK.float(), dim=1)
+    shares_MK = targets_MK.float() / targets_MK.sum(dim=1, keepdim=True).clamp(min=1)
+    loss_M = -(shares_MK * log_p_MK).sum(dim=1)
+    return torch.where(mask_M, loss_M, 0).sum() / mask_M.sum().clamp(min=1)

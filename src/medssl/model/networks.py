@@ -184,7 +184,17 @@ class Classifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.0 if zero_init_head else 0.01)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits, shape (N, K), of images in [0, 1]."""
-        logits_NK: Tensor = self.head(self.encoder(images_NCHW))
-        return logits_NK
+    def forward(self, images_NCHW: Tensor, fusion_MN: Tensor | None = None) -> Tensor:
+        """Logits of images in [0, 1], or of cases of several images.
+
+        Args:
+            images_NCHW: In [0, 1].
+            fusion_MN: Weight of each image in each case, rows summing to 1: a case is the mean of its images'
+                representations. None: each image stands for itself.
+
+        Returns:
+            Shape (N, K), or (M, K) of cases.
+        """
+        representation_ND = self.encoder(images_NCHW)
+        logits: Tensor = self.head(representation_ND if fusion_MN is None else fusion_MN @ representation_ND)
+        return logits

@@ -139,7 +139,7 @@ def search_hyperparameters(
             step.finish(
                 "scores",
                 {"name": arm.name},
-                [("best_validation_mean_auc", 0, best)] if best is not None else (),
+                [(f"best_validation_{task.selection_metric}", 0, best)] if best is not None else (),
             )
     return step.result
 
@@ -189,7 +189,7 @@ def finetune(
             write_json(step.folder / layout.MODELS, mark_selected(outcomes))
             named = [
                 (
-                    f"validation_mean_auc/fraction{o['label_fraction']:g}",
+                    f"validation_{task.selection_metric}/fraction{o['label_fraction']:g}",
                     int(o["repeat"]),
                     float(o["validation_score"]),
                 )

@@ -1,24 +1,28 @@
 """End-to-end fine-tuning on labels, with selection on validation only (spec 1.8).
 
-Shape suffixes: N images, C channels, S pixels a side, K findings.
+Shape suffixes: N images, M units (images or cases), C channels, S pixels a side, K findings or conditions.
 """
 
 import math
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from medssl import labels, layout, metrics, schema
 from medssl.config import FinetuneConfig, TaskConfig, digest
 from medssl.exit_codes import BadInputError, TerminatedError
-from medssl.model.losses import masked_bce
+from medssl.model.losses import masked_bce, set_cross_entropy
 from medssl.model.networks import Classifier, ResNet
 from medssl.progress import Progress, say
-from medssl.shardset import Cohort, ShardSet
+from medssl.shardset import Cohort, ShardSet, permutation
 from medssl.store import write_json
 from medssl.train import augment
 from medssl.train.checkpoint import cpu_copy, load_state, load_weights, save_state, save_weights
@@ -33,28 +37,65 @@ EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images of one split with the study's targets.
+class Cohorts:
+    """The tables and images that all items of a job share.
 
     Attributes:
-        image_ids: One an image, in the order of the other fields.
-        images: The pixels.
-        targets_NK: 0 or 1, float.
-        mask_NK: Whether the label is known.
+        classes: What is predicted.
+        train: Images and truth of the whole training split.
+        validation: The same of validation.
+        fraction: Rows of the index that a label fraction and draw of the training split holds.
     """
 
-    image_ids: np.ndarray
-    images: Images
-    targets_NK: Tensor
-    mask_NK: Tensor
+    classes: tuple[str, ...]
+    train: "Split"
+    validation: "Split"
+    fraction: Callable[[float, int], pa.Table]
 
     @classmethod
-    def read(cls, job: FinetuneJob, split: str) -> "Labelled":
-        """Decode the images of `split` and read their labels."""
-        cohort = _cohort(job, split, None, 0)
-        targets_NK, mask_NK = labels.targets(cohort.rows, job.task)
-        image_ids = np.asarray(cohort.rows["image_id"].to_pylist())
-        return cls(image_ids, Images.decode(cohort), torch.from_numpy(targets_NK), torch.from_numpy(mask_NK))
+    def read(cls, job: FinetuneJob) -> Self:
+        """Read the tables, and decode the images of train and validation; test images are not opened."""
+        index = schema.read(job.inputs.index_path, schema.INDEX)
+        splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
+        shards = ShardSet.open(job.inputs.shards_dir)
+        classes = labels.classes(index, splits, job.task)
+        select = partial(Cohort.select, index, splits, shards)
+        train, validation = (Split.decode(select(split=split), job.task, classes) for split in ("train", "validation"))
+
+        def fraction(label_fraction: float, draw: int) -> pa.Table:
+            return select(split="train", label_fraction=label_fraction, draw=draw).rows
+
+        return cls(classes, train, validation, fraction)
+
+    def units_of(self, item: FinetuneItem) -> np.ndarray:
+        """Numbers of the training units of the item's label fraction, ascending."""
+        chosen = self.fraction(item.label_fraction, item.draw)["image_id"].to_numpy()
+        return np.unique(self.train.labelled.unit_N[np.isin(self.train.rows["image_id"].to_numpy(), chosen)])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split with the truth of what is classified: M images, or M cases of several images.
+
+    Attributes:
+        images: The pixels, in the order of `rows`.
+        rows: Rows of the index.
+        labelled: The units and their truth.
+        images_of: Numbers of the images of each unit, M arrays.
+    """
+
+    images: Images
+    rows: pa.Table
+    labelled: labels.Labelled
+    images_of: list[np.ndarray]
+
+    @classmethod
+    def decode(cls, cohort: Cohort, task: TaskConfig, classes: tuple[str, ...]) -> Self:
+        """Decode the images of a cohort and read their truth."""
+        labelled = labels.labelled(cohort.rows, task, classes)
+        by_unit = np.argsort(labelled.unit_N, kind="stable")
+        ends = np.cumsum(np.bincount(labelled.unit_N, minlength=labelled.ids.size))
+        return cls(Images.decode(cohort), cohort.rows, labelled, np.split(by_unit, ends[:-1]))
 
 
 def finetune(job: FinetuneJob, ranks: Ranks) -> None:
@@ -67,7 +108,7 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
         TerminatedError: SIGTERM came; finished items and the state of the present one are kept.
     """
     stop = StopRequest()
-    train, validation = Labelled.read(job, "train"), Labelled.read(job, "validation")
+    cohorts = Cohorts.read(job)
     num_finished = sum((job.work_dir / item.name / layout.OUTCOME).is_file() for item in job.items)
     num_steps = job.settings.num_steps
     progress = Progress(f"finetune {job.arm}", len(job.items) * num_steps, unit="steps", done=num_finished * num_steps)
@@ -75,8 +116,8 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
         work_dir = job.work_dir / item.name
         work_dir.mkdir(parents=True, exist_ok=True)
         if not (work_dir / layout.OUTCOME).is_file():
-            one = _Finetuning(job, item, train, ranks, work_dir)
-            one.run(validation, stop, progress, done_before=number * num_steps)
+            one = _Finetuning(job, item, cohorts, ranks, work_dir)
+            one.run(stop, progress, done_before=number * num_steps)
         if ranks.is_first:
             out_dir = job.out_dir / item.name
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -91,41 +132,62 @@ def item_seed(settings: FinetuneConfig, item: FinetuneItem) -> int:
 
 
 def predict_scores(
-    model: Classifier, pixels_NCSS: Tensor, *, size_px: int, batch_size: int, device: torch.device
+    model: Classifier, split: Split, *, size_px: int, batch_size: int, device: torch.device
 ) -> np.ndarray:
-    """Probabilities in [0, 1], float64, shape (N, K), of uint8 images; without augmentation."""
+    """Probabilities in [0, 1] of each unit of `split`, float64, shape (M, K); without augmentation.
+
+    Those of findings are independent; those of conditions sum to 1.
+    """
     model.eval()
+    is_case = split.labelled.kind == "case"
     scores = []
     with torch.inference_mode():
-        for pixels in pixels_NCSS.split(batch_size):
-            images = augment.evaluation(pixels.to(device), size_px=size_px)
-            scores.append(torch.sigmoid(model(images)).double().cpu().numpy())
+        for units in _batches(split.images_of, batch_size):
+            image_N = np.concatenate([split.images_of[unit] for unit in units])
+            images = augment.evaluation(split.images.pixels_NCSS[torch.from_numpy(image_N)].to(device), size_px=size_px)
+            fusion_MN = fusion([len(split.images_of[unit]) for unit in units], device) if is_case else None
+            logits_MK = model(images, fusion_MN)
+            probabilities_MK = logits_MK.double().softmax(dim=1) if is_case else torch.sigmoid(logits_MK).double()
+            scores.append(probabilities_MK.cpu().numpy())
     return np.concatenate(scores) if scores else np.empty((0, model.num_classes))
 
 
-def _cohort(job: FinetuneJob, split: str, label_fraction: float | None, draw: int) -> Cohort:
-    return Cohort.select(
-        schema.read(job.inputs.index_path, schema.INDEX),
-        schema.read(job.inputs.splits_path, schema.SPLIT_TABLE),
-        ShardSet.open(job.inputs.shards_dir),
-        split=split,
-        label_fraction=label_fraction,
-        draw=draw,
-    )
+def fusion(num_images_M: Sequence[int], device: torch.device) -> Tensor:
+    """Weight of each image in each case, shape (M, N): the mean over the images of a case, which follow each other."""
+    lengths = torch.tensor(list(num_images_M))
+    case_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    weights_MN = torch.zeros(len(lengths), len(case_N))
+    weights_MN[case_N, torch.arange(len(case_N))] = 1 / lengths[case_N]
+    return weights_MN.to(device)
+
+
+def _batches(images_of: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
+    """Consecutive units whose images fill a batch; at least one unit each."""
+    batch: list[int] = []
+    num_images = 0
+    for unit, images in enumerate(images_of):
+        if batch and num_images + len(images) > batch_size:
+            yield batch
+            batch, num_images = [], 0
+        batch.append(unit)
+        num_images += len(images)
+    if batch:
+        yield batch
 
 
 class _Finetuning:
     """One item in training: its model, and the best weights so far by validation."""
 
-    def __init__(self, job: FinetuneJob, item: FinetuneItem, train: Labelled, ranks: Ranks, work_dir: Path) -> None:
+    def __init__(self, job: FinetuneJob, item: FinetuneItem, cohorts: Cohorts, ranks: Ranks, work_dir: Path) -> None:
         """Start the item, or go on from the state in `work_dir`."""
-        self.job, self.item, self.train, self.ranks, self.work_dir = job, item, train, ranks, work_dir
+        self.job, self.item, self.cohorts, self.ranks, self.work_dir = job, item, cohorts, ranks, work_dir
         self.name = f"{job.arm} {item.name}"
         self.seed = item_seed(job.settings, item)
-        self.labelled = _cohort(job, "train", item.label_fraction, item.draw).rows
-        self.image_N = np.flatnonzero(np.isin(train.image_ids, self.labelled["image_id"].to_numpy()))
+        self.unit_M = cohorts.units_of(item)
+        self.targets_MK = torch.from_numpy(cohorts.train.labelled.targets_MK)
+        self.mask_MK = torch.from_numpy(cohorts.train.labelled.mask_MK)
         self.augmentation = _augmentation(job.settings)
-        self.model = _classifier(job, self.seed)
+        self.model = classifier(job, len(cohorts.classes), self.seed)
         self.wrapped = ranks.wrap(self.model)
         self.optimizer = sgd_nesterov(
             self.model, lr=item.learning_rate, weight_decay=item.weight_decay, momentum=job.settings.momentum
@@ -137,7 +199,7 @@ class _Finetuning:
             self.step, self.best = state["step"], _Best(**state["best"])
             self.history = [(m, s, v) for m, s, v in state["history"]]
 
-    def run(self, validation: Labelled, stop: StopRequest, progress: Progress, *, done_before: int) -> None:
+    def run(self, stop: StopRequest, progress: Progress, *, done_before: int) -> None:
         """Train to the end and write weights, curves and outcome into the work folder."""
         settings = self.job.settings
         detail = f"{self.item.label_fraction:.0%} of labels, rate {self.item.learning_rate:g}"
@@ -145,7 +207,7 @@ class _Finetuning:
             loss = self._train_step()
             self.step += 1
             is_due = self.step % settings.evaluate_every_steps == 0 or self.step == settings.num_steps
-            if is_due and not self._evaluate(validation, loss.item()):
+            if is_due and not self._evaluate(loss.item()):
                 break
             if self.ranks.is_first:
                 progress.update(done_before + self.step, detail)
@@ -164,13 +226,12 @@ class _Finetuning:
             group["lr"] = warmup_cosine(
                 self.step, peak=self.item.learning_rate, warmup_steps=0, total_steps=settings.num_steps
             )
-        batch = finetune_batch_at(
-            self.step, num_images=self.image_N.size, batch_size=settings.batch_size, seed=self.seed
-        )
-        image_N = self.image_N[batch[self.ranks.rank :: self.ranks.world_size]]
-        chosen = torch.from_numpy(image_N)
+        batch = finetune_batch_at(self.step, num_units=self.unit_M.size, batch_size=settings.batch_size, seed=self.seed)
+        unit_M = self.unit_M[batch[self.ranks.rank :: self.ranks.world_size]]
+        seen = self._seen(unit_M)
+        image_N = np.concatenate(seen)
         images = augment.apply(
-            self.train.images.pixels_NCSS[chosen].to(device),
+            self.cohorts.train.images.pixels_NCSS[torch.from_numpy(image_N)].to(device),
             augmentation=self.augmentation,
             seed=self.seed,
             epoch=self.step,  # no two steps show an image alike, however small the label fraction
@@ -179,14 +240,31 @@ class _Finetuning:
             size_px=settings.image_size_px,
         )
         self.wrapped.train()
-        targets, mask = self.train.targets_NK[chosen].to(device), self.train.mask_NK[chosen].to(device)
-        loss = masked_bce(self.wrapped(images), targets, mask) * self.ranks.weight_of(mask.sum())
+        chosen = torch.from_numpy(unit_M)
+        targets_MK, mask_MK = self.targets_MK[chosen].to(device), self.mask_MK[chosen].to(device)
+        if self.cohorts.train.labelled.kind == "case":
+            logits_MK = self.wrapped(images, fusion([len(one) for one in seen], device))
+            known_M = mask_MK[:, 0]
+            loss = set_cross_entropy(logits_MK, targets_MK, known_M) * self.ranks.weight_of(known_M.sum())
+        else:
+            loss = masked_bce(self.wrapped(images), targets_MK, mask_MK) * self.ranks.weight_of(mask_MK.sum())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
-    def _evaluate(self, validation: Labelled, loss: float) -> bool:
+    def _seen(self, unit_M: np.ndarray) -> list[np.ndarray]:
+        """The images of each unit that this step sees: all, or as many at random as a case may show."""
+        most = self.job.task.max_images_per_case
+        seen = []
+        for unit in unit_M.tolist():
+            own = self.cohorts.train.images_of[unit]
+            if len(own) > most:
+                own = own[np.sort(permutation(len(own), seed=self.seed + unit, epoch=self.step)[:most])]
+            seen.append(own)
+        return seen
+
+    def _evaluate(self, loss: float) -> bool:
         """Score validation and remember the weights if they are the best so far, or cannot be scored.
 
         Returns False where training has diverged: that ends a grid point of the search, which then has no score.
@@ -194,17 +272,24 @@ class _Finetuning:
         Raises:
             BadInputError: A repeat diverged, whose settings the search had chosen.
         """
-        scores_NK = _scores(self.model, validation, self.job, self.ranks)
-        if not (math.isfinite(loss) and np.isfinite(scores_NK).all()):
+        validation = self.cohorts.validation
+        scores_MK = predict_scores(
+            self.model,
+            validation,
+            size_px=self.job.settings.image_size_px,
+            batch_size=EVALUATION_BATCH,
+            device=self.ranks.device,
+        )
+        if not (math.isfinite(loss) and np.isfinite(scores_MK).all()):
             if self.item.repeat >= 0:
                 raise BadInputError(f"finetune {self.name} diverged at step {self.step}; lower learning_rates")
             say(f"finetune {self.name}: diverged at step {self.step}; this grid point is rejected")
             self.best = _Best(None, self.step, cpu_copy(self.model.state_dict()))
             return False
-        score = _mean_auc(scores_NK, validation, self.job.task)
+        score = _validation_score(scores_MK, validation.labelled, self.cohorts.classes)
         self.history.append(("loss", self.step, loss))
         if score is not None:
-            self.history.append(("validation_mean_auc", self.step, score))
+            self.history.append((f"validation_{self.job.task.selection_metric}", self.step, score))
         if score is None or self.best.score is None or score > self.best.score:
             self.best = _Best(score, self.step, cpu_copy(self.model.state_dict()))
         return True
@@ -218,17 +303,20 @@ class _Finetuning:
         self.model.load_state_dict(self.best.weights)
         save_weights(self.model, self.work_dir / layout.MODEL)
         write_history(self.name, self.history, self.work_dir / layout.HISTORY)
+        train = self.cohorts.train
+        rows = train.rows.filter(pa.array(np.isin(train.labelled.unit_N, self.unit_M)))
         outcome = {
             **self.item.dump(),
             "arm_id": self.job.arm,
             "validation_score": self.best.score,
             "step": self.best.step,
-            "num_train_images": self.labelled.num_rows,
-            "num_train_patients": len(self.labelled["patient_id"].unique()),
+            "num_train_images": rows.num_rows,
+            "num_train_patients": len(rows["patient_id"].unique()),
         }
         write_json(self.work_dir / layout.OUTCOME, outcome)
+        metric = self.job.task.selection_metric.replace("_", " ").replace("auc", "AUC")
         shown = "not evaluable" if self.best.score is None else f"{self.best.score:.3f}"
-        say(f"finetune {self.name}: validation mean AUC {shown} at step {self.best.step}")
+        say(f"finetune {self.name}: validation {metric} {shown} at step {self.best.step}")
 
 
 @dataclass
@@ -240,10 +328,11 @@ class _Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _classifier(job: FinetuneJob, seed: int) -> Classifier:
+def classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
+    """The network that an item starts from."""
     torch.manual_seed(seed)
     encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)
-    model = Classifier(encoder, num_classes=len(job.task.findings))
+    model = Classifier(encoder, num_classes=num_classes)
     if job.initial_dir is not None:
         load_weights(encoder, job.initial_dir / layout.ENCODER)
     return model
@@ -261,23 +350,14 @@ def _augmentation(settings: FinetuneConfig) -> augment.Augmentation:
     )
 
 
-def _scores(model: Classifier, validation: Labelled, job: FinetuneJob, ranks: Ranks) -> np.ndarray:
-    return predict_scores(
-        model,
-        validation.images.pixels_NCSS,
-        size_px=job.settings.image_size_px,
-        batch_size=EVALUATION_BATCH,
-        device=ranks.device,
-    )
-
-
-def _mean_auc(scores_NK: np.ndarray, validation: Labelled, task: TaskConfig) -> float | None:
-    """Mean AUC over the findings that can be evaluated on validation; None where none can."""
-    evaluations = {}
-    for k, finding in enumerate(task.findings):
-        known = validation.mask_NK[:, k].numpy()
-        evaluations[finding] = metrics.evaluate_auc(validation.targets_NK[:, k].numpy()[known], scores_NK[known, k])
-    return metrics.mean_auc(evaluations).value
+def _validation_score(scores_MK: np.ndarray, labelled: labels.Labelled, classes: tuple[str, ...]) -> float | None:
+    """Top-1 accuracy over cases, or the mean AUC over the findings that can be evaluated; None where none can."""
+    truth_MK = np.where(labelled.mask_MK, labelled.targets_MK.astype(np.float64), np.nan)
+    if labelled.kind == "case":
+        return metrics.top_k_accuracy(truth_MK, scores_MK, k=1).value
+    return metrics.mean_auc(
+        {name: metrics.evaluate_auc(truth_MK[:, k], scores_MK[:, k]) for k, name in enumerate(classes)}
+    ).value
 
 
 if __name__ == "__main__":

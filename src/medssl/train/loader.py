@@ -65,12 +65,12 @@ def batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
     return order[position * batch_size : (position + 1) * batch_size]
 
 
-def finetune_batch_at(step: int, *, num_images: int, batch_size: int, seed: int) -> Index:
-    """Images at `step`, from permutations laid end to end: a batch may be larger than a small label fraction."""
+def finetune_batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
+    """Images or cases at `step`, from permutations laid end to end: a batch may exceed a small label fraction."""
     start = step * batch_size
-    first, last = start // num_images, (start + batch_size - 1) // num_images
-    orders = [permutation(num_images, seed=seed, epoch=epoch) for epoch in range(first, last + 1)]
-    return np.concatenate(orders)[start - first * num_images :][:batch_size]
+    first, last = start // num_units, (start + batch_size - 1) // num_units
+    orders = [permutation(num_units, seed=seed, epoch=epoch) for epoch in range(first, last + 1)]
+    return np.concatenate(orders)[start - first * num_units :][:batch_size]
 
 
 class Bags:

@@ -106,6 +106,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
         schema.read(job.inputs.splits_path, schema.SPLIT_TABLE),
         ShardSet.open(job.inputs.shards_dir),
         split="train",
+        with_unlabelled=True,
     )
     pairs = Pairs.of(Images.decode(cohort), run)
     encoder, head = _networks(job)

@@ -1,0 +1,1 @@
+"""A generated dermatology data set: cases of several photographs of one lesion."""
