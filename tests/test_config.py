@@ -54,6 +54,8 @@ def test_every_shipped_study_is_valid() -> None:
         ("compare.resampling_units=[image, image]", "resampling_units must be"),
         ("compare.resampling_units=[]", "resampling_units must be"),
         ("subgroups.by=[sex, site, sex]", "subgroups.by must name each attribute once"),
+        ("subgroups.skin_type_groups={light: ['1', '2'], dark: ['2']}", "each skin type once"),
+        ("subgroups.skin_type_groups={light: []}", "each skin type once, one or more a group"),
         ("subgroups.age_edges=[60, 40]", "increasing ages"),
         ("subgroups.age_edges=[40, 40.0000001]", "increasing ages"),
         ("subgroups.age_edges=[]", "increasing ages"),

@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from medssl.metrics import Evaluation, auc, evaluate_auc, mean_auc
+from medssl.config import TaskConfig
+from medssl.metrics import (
+    PRIMARY,
+    Evaluation,
+    auc,
+    evaluate_auc,
+    mean_auc,
+    mean_top_k_sensitivity,
+    top_k_accuracy,
+    top_k_sensitivity,
+    unit_kind,
+)
 
 
 def auc_by_pairs(y_true, y_score):
@@ -48,3 +60,109 @@ def test_mean_auc_averages_evaluable_classes_and_names_the_others():
 
 def test_mean_auc_without_an_evaluable_class_is_none():
     assert mean_auc({"Edema": Evaluation(None, 3, 3, "no negatives")}).value is None
+
+
+def cases(*, num_cases=200, num_classes=7, digits=1, seed=0):
+    """Sets of one to three conditions a case, some cases unknown, scores with ties; the truth as sets too."""
+    rng = np.random.default_rng(seed)
+    truths = [set(rng.choice(num_classes, size=rng.integers(1, 4), replace=False).tolist()) for _ in range(num_cases)]
+    truths = [truth if rng.random() > 0.1 else None for truth in truths]
+    y_true = np.array(
+        [[np.nan if t is None else float(c in t) for c in range(num_classes)] for t in truths], dtype=float
+    )
+    return truths, y_true, np.round(rng.normal(size=y_true.shape) + np.nan_to_num(y_true), digits)
+
+
+def highest(scores, k):
+    """Classes of the k highest scores, one after the other; the first of equal ones wins."""
+    left, chosen = list(range(len(scores))), []
+    for _ in range(k):
+        best = left[0]
+        for c in left:
+            if scores[c] > scores[best]:
+                best = c
+        left.remove(best)
+        chosen.append(best)
+    return chosen
+
+
+@pytest.mark.parametrize(("k", "digits"), [(1, 0), (3, 0), (1, 6), (3, 6)])
+def test_top_k_metrics_equal_a_slow_loop_over_sets_of_conditions(k, digits):
+    truths, y_true, y_score = cases(digits=digits)
+    known = [
+        (truth, highest(list(scores), k)) for truth, scores in zip(truths, y_score, strict=True) if truth is not None
+    ]
+    hits = [any(c in truth for c in chosen) for truth, chosen in known]
+    assert top_k_accuracy(y_true, y_score, k=k) == Evaluation(sum(hits) / len(hits), len(hits), len(hits), "")
+    for c, evaluation in enumerate(top_k_sensitivity(y_true, y_score, k=k)):
+        of_condition = [c in chosen for truth, chosen in known if c in truth]
+        assert evaluation.value == sum(of_condition) / len(of_condition)
+        assert evaluation.n_units == len(of_condition)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_accuracy_equals_scikit_learn_for_one_condition_a_case_and_no_ties(k):
+    rng = np.random.default_rng(k)
+    condition, y_score = rng.integers(6, size=300), rng.random((300, 6))
+    expected = top_k_accuracy_score(condition, y_score, k=k, labels=range(6))
+    assert top_k_accuracy(np.eye(6)[condition], y_score, k=k).value == expected
+
+
+def test_mean_top_1_sensitivity_is_the_balanced_accuracy_of_one_condition_a_case():
+    rng = np.random.default_rng(4)
+    condition, y_score = rng.integers(6, size=300), rng.random((300, 6))
+    per_class = dict(zip("abcdef", top_k_sensitivity(np.eye(6)[condition], y_score, k=1), strict=True))
+    expected = balanced_accuracy_score(condition, y_score.argmax(axis=1))
+    assert mean_top_k_sensitivity(per_class).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_scores_rank_by_the_order_of_the_classes():
+    assert top_k_accuracy(np.eye(5), np.zeros((5, 5)), k=2).value == 2 / 5
+    assert [e.value for e in top_k_sensitivity(np.eye(5), np.zeros((5, 5)), k=2)] == [1, 1, 0, 0, 0]
+
+
+def test_top_k_metrics_see_only_the_order_of_the_scores_within_a_case():
+    _, y_true, y_score = cases()
+    order = np.random.default_rng(1).permutation(len(y_true))
+    bent = np.exp(y_score) * np.arange(1, len(y_true) + 1)[:, None]
+    for metric in (top_k_accuracy, top_k_sensitivity):
+        assert metric(y_true[order], y_score[order], k=3) == metric(y_true, y_score, k=3)
+        assert metric(y_true, bent, k=3) == metric(y_true, y_score, k=3)
+
+
+def test_the_mean_sensitivity_leaves_out_other_and_what_has_no_case():
+    per_class = {"Acne": Evaluation(0.5, 4, 4, ""), "Other": Evaluation(1.0, 9, 9, "")}
+    assert mean_top_k_sensitivity(per_class) == Evaluation(0.5, 4, 4, "")
+    partial = mean_top_k_sensitivity(per_class | {"Tinea": Evaluation(None, 0, 0, "no positives")})
+    assert partial == Evaluation(0.5, 4, 4, "not evaluable: Tinea (no positives)")
+
+
+def test_top_k_metrics_that_the_data_cannot_define_are_none_with_a_reason():
+    y_score = np.random.default_rng(0).random((4, 3))
+    unknown = top_k_accuracy(np.full((4, 3), np.nan), y_score, k=1)
+    assert (unknown.value, unknown.reason) == (None, "no case with a known truth")
+    absent = top_k_sensitivity(np.eye(3)[[0, 0, 1, 1]], y_score, k=1)[2]
+    assert (absent.value, absent.n_units, absent.reason) == (None, 0, "no positives")
+    for evaluation in (
+        top_k_accuracy(np.eye(3)[[0, 1, 2, 2]], y_score, k=3),
+        *top_k_sensitivity(np.eye(3)[[0, 1, 2, 2]], y_score, k=3),
+    ):
+        assert (evaluation.value, evaluation.reason) == (None, "the top 3 of 3 classes would hold every one")
+
+
+def test_bad_arguments_of_top_k_metrics_are_named():
+    with pytest.raises(ValueError, match="k=0"):
+        top_k_accuracy(np.eye(3), np.eye(3), k=0)
+    with pytest.raises(ValueError, match=r"\(3, 3\) and \(3, 2\)"):
+        top_k_sensitivity(np.eye(3), np.eye(3)[:, :2], k=1)
+
+
+def test_the_primary_metric_is_told_by_the_metrics_of_a_table():
+    assert unit_kind({"auc", "mean_auc"}) == "image"
+    assert unit_kind({"auc", "mean_auc", "top_k_accuracy"}) == "case"
+    assert [metric.log_name for metric in PRIMARY.values()] == ["mean_auc", "top_1_accuracy"]
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("findings", "image"), ("conditions", "case")])
+def test_models_are_chosen_by_the_primary_metric(kind, unit):
+    assert TaskConfig(kind=kind).selection_metric == PRIMARY[unit].log_name

@@ -372,7 +372,7 @@ class CompareConfig(Section):
     pairs: tuple[tuple[Name, Name], ...] = ()
     num_replicates: int = Field(1000, ge=100, le=100_000)
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    resampling_units: tuple[Literal["patient", "image"], ...] = ("patient", "image")
+    resampling_units: tuple[Literal["patient", "image", "case"], ...] = ("patient", "image")
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -384,19 +384,27 @@ class CompareConfig(Section):
             raise ValueError(f"compare.pairs: two arms may be compared once, in either order, found {pairs}")
         if not self.resampling_units or _has_repeats(self.resampling_units):
             found = list(self.resampling_units)
-            raise ValueError(f'compare.resampling_units must be "patient", "image" or both, found {found}')
+            raise ValueError(f'compare.resampling_units must be "patient", "image" (or "case") or both, found {found}')
         return self
 
 
 class SubgroupConfig(Section):
     """Which subgroups are analysed (spec 3.5)."""
 
-    by: tuple[Literal["sex", "age_band", "view_position", "skin_type", "site"], ...] = (
+    by: tuple[Literal["sex", "age_band", "view_position", "skin_type", "skin_type_group", "site"], ...] = (
         "sex",
         "age_band",
         "view_position",
     )
     age_edges: tuple[Annotated[float, Field(ge=0)], ...] = AGE_EDGES_YEARS
+    # Fitzpatrick types of each group of "skin_type_group". The paper names these four groups (supplement B.1.6) and
+    # prints no map: it is inferred.
+    skin_type_groups: dict[str, tuple[str, ...]] = {
+        "white": ("1", "2"),
+        "beige": ("3",),
+        "brown": ("4",),
+        "dark brown": ("5", "6"),
+    }
     min_patients: Positive = 20
     num_replicates: int = Field(1000, ge=100, le=100_000)
     alpha: float = Field(0.05, gt=0, lt=0.5)
@@ -409,6 +417,10 @@ class SubgroupConfig(Section):
         edges = _as_named(self.age_edges)
         if not edges or any(low >= high for low, high in pairwise(edges)):
             raise ValueError(f"subgroups.age_edges must be increasing ages in years, found {list(self.age_edges)}")
+        types = [skin_type for group in self.skin_type_groups.values() for skin_type in group]
+        if _has_repeats(types) or not all(self.skin_type_groups.values()):
+            found = {name: list(group) for name, group in self.skin_type_groups.items()}
+            raise ValueError(f"subgroups.skin_type_groups must name each skin type once, one or more a group: {found}")
         return self
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medssl import schema
 from medssl.config import TaskConfig
 from medssl.exit_codes import BadInputError
+from medssl.metrics import OTHER
 
 # The map of Neyshabur et al. 2020, which the paper compares itself with; every other finding becomes negative.
 UNCERTAIN_IS_POSITIVE = frozenset({"Atelectasis", "Edema"})
@@ -27,9 +28,6 @@ _UNCERTAIN_IN_WORDS: Mapping[str, str] = MappingProxyType(
         "u_ignore": "are left out of training and evaluation",
     }
 )
-
-
-OTHER = "Other"  # every condition that is not told apart
 
 
 @dataclass(frozen=True)

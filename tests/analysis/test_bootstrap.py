@@ -116,7 +116,7 @@ def test_monotone_transforms_of_the_scores_change_nothing():
     y_true, scores, patient_N = sample()
     plain = paired_bootstrap(y_true, scores, patient_N, num_replicates=50, seed=0)
     bent = paired_bootstrap(y_true, np.exp(scores) * 3 - 7, patient_N, num_replicates=50, seed=0)
-    np.testing.assert_array_equal(plain.aucs, bent.aucs)
+    np.testing.assert_array_equal(plain.values, bent.values)
 
 
 def test_the_order_of_units_changes_nothing():
@@ -124,7 +124,7 @@ def test_the_order_of_units_changes_nothing():
     order = np.random.default_rng(8).permutation(patient_N.size)
     plain = paired_bootstrap(y_true, scores, patient_N, num_replicates=50, seed=0)
     mixed = paired_bootstrap(y_true[order], scores[:, order], patient_N[order], num_replicates=50, seed=0)
-    np.testing.assert_array_equal(plain.aucs, mixed.aucs)
+    np.testing.assert_array_equal(plain.values, mixed.values)
 
 
 def test_a_class_that_the_sample_lacks_is_left_out_of_the_mean():
@@ -145,11 +145,11 @@ def test_replicates_that_lack_a_class_average_over_the_others():
     units = np.arange(len(y_true))
     replicates = paired_bootstrap(y_true, scores, units, num_replicates=1000, seed=0)
     _, rare, mean = replicates.intervals(0, 1, alpha=0.05)
-    lacking = int(np.isnan(replicates.aucs[:, 0, 1]).sum())
+    lacking = int(np.isnan(replicates.values[:, 0, 1]).sum())
     assert 5 <= lacking <= 40
     assert (rare.n_lacking, rare.n_replicates) == (lacking, 1000 - lacking)
     assert (mean.n_lacking, mean.n_replicates) == (lacking, 1000)
-    draws = np.nanmean(replicates.aucs, axis=2) @ [1, -1]
+    draws = np.nanmean(replicates.values, axis=2) @ [1, -1]
     assert [mean.ci_low, mean.ci_high] == pytest.approx(list(np.percentile(draws, [2.5, 97.5])), abs=1e-12)
 
 
@@ -187,6 +187,53 @@ def test_95_percent_intervals_cover_the_true_difference_at_about_that_rate():
     assert 0.90 <= covered / 150 <= 0.99
 
 
+def hits_of(y_true, *, num_shares=3, seed=0):
+    """What two models hit, of units that only some shares count."""
+    rng = np.random.default_rng(seed)
+    hits = (rng.random((2, len(y_true), num_shares)) < 0.6).astype(float)
+    hits[:, rng.random((len(y_true), num_shares)) < 0.3] = np.nan
+    return hits
+
+
+def slow_share(hits, weights):
+    """Repeat the units, then count."""
+    counted = [hit for hit, weight in zip(hits, weights, strict=True) for _ in range(weight) if hit == hit]
+    return sum(counted) / len(counted)
+
+
+def test_shares_equal_those_of_a_slow_loop_on_the_resamples_of_the_aucs():
+    y_true, scores, patient_N = sample(num_patients=30)
+    hits = hits_of(y_true)
+    replicates = paired_bootstrap(y_true, scores, patient_N, num_replicates=40, seed=5, hits=hits)
+    weights = np.concatenate(list(resample_weights(patient_N, num_replicates=40, seed=5)))
+    slow = [[[slow_share(hits[m, :, s], w) for s in range(3)] for m in range(2)] for w in weights.tolist()]
+    np.testing.assert_array_equal(replicates.values[:, :, 3:], slow)
+    once = [[slow_share(hits[m, :, s], [1] * len(y_true)) for s in range(3)] for m in range(2)]
+    np.testing.assert_array_equal(replicates.estimates[:, 3:], once)
+    plain = paired_bootstrap(y_true, scores, patient_N, num_replicates=40, seed=5)
+    np.testing.assert_array_equal(replicates.values[:, :, :3], plain.values)
+
+
+def test_a_mean_covers_the_quantities_that_it_names():
+    y_true, scores, patient_N = sample()
+    replicates = paired_bootstrap(y_true, scores, patient_N, num_replicates=50, seed=0, hits=hits_of(y_true))
+    single, mean = replicates.intervals(0, 1, alpha=0.1, means=[[4], [3, 5]])
+    draws = replicates.values[:, 0] - replicates.values[:, 1]
+    for interval, of_interval in ((single, draws[:, 4]), (mean, draws[:, [3, 5]].mean(axis=1))):
+        assert [interval.ci_low, interval.ci_high] == pytest.approx(list(np.percentile(of_interval, [5, 95])))
+
+
+def test_the_interval_of_a_share_is_withheld_when_many_replicates_have_no_unit_for_it():
+    y_true, scores, _ = sample()
+    hits = np.full((2, len(y_true), 2), np.nan)
+    hits[:, 0, 0] = 1
+    replicates = paired_bootstrap(y_true, scores, np.arange(len(y_true)), num_replicates=200, seed=0, hits=hits)
+    rare, never = replicates.intervals(0, alpha=0.05, means=[[3], [4]])
+    assert (rare.estimate, rare.ci_low) == (1.0, None)
+    assert rare.reason == f"{rare.n_lacking} of 200 replicates lack a class"
+    assert (never.estimate, never.reason) == (None, "not evaluable on the full sample")
+
+
 def test_bad_arguments_are_named():
     y_true, scores, patient_N = sample()
     with pytest.raises(ValueError, match="truth"):
@@ -195,3 +242,7 @@ def test_bad_arguments_are_named():
         paired_bootstrap(y_true, scores, patient_N, num_replicates=0, seed=0)
     with pytest.raises(ValueError, match="alpha"):
         paired_bootstrap(y_true, scores, patient_N, num_replicates=5, seed=0).intervals(0, alpha=5)
+    hits = np.ones((2, len(y_true), 1))
+    hits[1, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN in the same places"):
+        paired_bootstrap(y_true, scores, patient_N, num_replicates=5, seed=0, hits=hits)

@@ -103,6 +103,7 @@ def make_metrics(study, predictions):
         predictions,
         by=groups.by,
         age_edges=groups.age_edges,
+        skin_type_groups=groups.skin_type_groups,
         min_patients=groups.min_patients,
         num_replicates=groups.num_replicates,
         alpha=groups.alpha,

@@ -7,13 +7,14 @@ import pytest
 
 from medssl import schema
 from medssl.analysis.bootstrap import paired_bootstrap
-from medssl.analysis.compare import ROW_KEY
+from medssl.analysis.runs import ROW_KEY
 from medssl.analysis.subgroups import age_bands, analyze
 from medssl.metrics import auc
 
 SETTINGS = {
     "by": ["sex", "age_band", "view_position"],
     "age_edges": [40, 60],
+    "skin_type_groups": {"light": ["1", "2"], "dark": ["5", "6"]},
     "min_patients": 5,
     "num_replicates": 80,
     "alpha": 0.05,

@@ -1,14 +1,16 @@
-"""Paired bootstrap of AUCs over patients or over single units.
+"""Paired bootstrap of AUCs and of shares of units, over patients or over single units.
 
 A resample is a vector of weights, one a unit, so nothing is copied and nothing is sorted again: each model's
-scores are ranked once, and an AUC under weights is a cumulative sum and a product. All models see the same
+scores are ranked once, and an AUC under weights is a cumulative sum and a product; a share (top-k accuracy or
+sensitivity) is a product of the weights and of what is 1 for each unit that counts. All models see the same
 resamples, which makes their differences paired (Azizi et al. 2021, supplement B.1.1: 1,000 replicates, 95 %
 percentile interval).
 
-Shape suffixes: R replicates, M models, N units, C classes. Truth is float: 1, 0, or NaN where not known.
+Shape suffixes: R replicates, M models, N units, C classes, S shares, Q quantities (the C AUCs, then the S shares).
+Truth is float: 1, 0, or NaN where not known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +36,7 @@ class Interval:
         ci_high: Upper end; None when withheld.
         p: Two-sided p value of no difference; None for one model and when withheld.
         n_replicates: Replicates behind the interval.
-        n_lacking: Replicates in which a class had no positive or no negative.
+        n_lacking: Replicates in which a class had no positive or no negative, or a share no unit.
         reason: Why something is None, or how many replicates lack a class; else "".
     """
 
@@ -145,28 +147,43 @@ def weighted_auc(y_true: Floats, y_score: Floats, weights: NDArray[np.uint8]) ->
     return _auc_of_ranking(_rank(y_true, y_score), weights)
 
 
+def _share_of_hits(hits_MN: Floats, weights_RN: NDArray[np.uint8]) -> Floats:
+    """Weighted share of each model's units, shape (R, M); NaN where the units that count have no weight."""
+    counted = np.flatnonzero(~np.isnan(hits_MN[0]))
+    # Whole numbers below 2**53 in 64 bits: exact in any order of summation.
+    weights = np.take(weights_RN, counted, axis=1, mode="clip").astype(np.float64)
+    totals_R1 = weights.sum(axis=1, keepdims=True)
+    shares_RM = np.full((len(weights_RN), len(hits_MN)), np.nan)
+    np.divide(weights @ hits_MN[:, counted].T, totals_R1, out=shares_RM, where=totals_R1 > 0)
+    return shares_RM
+
+
 @dataclass(frozen=True, eq=False)
 class Replicates:
-    """AUCs of several models on the full sample and on the same resamples; NaN where not defined.
+    """AUCs and shares of several models on the full sample and on the same resamples; NaN where not defined.
 
     Attributes:
-        estimates: On the full sample, shape (M, C).
-        aucs: On the resamples, shape (R, M, C).
+        estimates: On the full sample, shape (M, Q).
+        values: On the resamples, shape (R, M, Q).
     """
 
     estimates: Floats
-    aucs: Floats
+    values: Floats
 
-    def intervals(self, a: int, b: int | None = None, *, alpha: float) -> list[Interval]:
-        """Intervals of model `a`, or of `a` minus `b`: one a class, then that of the mean over classes.
+    def intervals(
+        self, a: int, b: int | None = None, *, alpha: float, means: Sequence[Sequence[int]] | None = None
+    ) -> list[Interval]:
+        """Intervals of model `a`, or of `a` minus `b`: one for each of `means`.
 
-        The mean covers the classes that the full sample defines. A replicate that lacks one of them averages
+        A mean covers the quantities that the full sample defines. A replicate that lacks one of them averages
         over the others, in both models alike, and is counted.
 
         Args:
             a: Index of a model.
             b: Index of the model to subtract.
             alpha: One minus the level, in 0-1.
+            means: Quantities to average, by index; one alone is a mean over itself. By default each quantity, then
+                the mean over all.
 
         Raises:
             ValueError: For an `alpha` outside 0-1.
@@ -174,29 +191,28 @@ class Replicates:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
         models = [a] if b is None else [a, b]
-        num_classes = self.estimates.shape[1]
-        return [
-            self._interval(models, classes, alpha)
-            for classes in (*([c] for c in range(num_classes)), list(range(num_classes)))
-        ]
+        if means is None:
+            num_quantities = self.estimates.shape[1]
+            means = [*([q] for q in range(num_quantities)), list(range(num_quantities))]
+        return [self._interval(models, quantities, alpha) for quantities in means]
 
-    def _interval(self, models: list[int], classes: list[int], alpha: float) -> Interval:
-        """Interval of the mean over `classes`; a single class is the mean over itself."""
-        defined = [c for c in classes if not np.isnan(self.estimates[models, c]).any()]
+    def _interval(self, models: list[int], quantities: Sequence[int], alpha: float) -> Interval:
+        """Interval of the mean over `quantities`."""
+        defined = [q for q in quantities if not np.isnan(self.estimates[models, q]).any()]
         if not defined:
             return Interval(None, None, None, None, None, None, 0, 0, "not evaluable on the full sample")
         estimates = [float(self.estimates[m, defined].mean()) for m in models]
         estimate = estimates[0] - estimates[1] if len(models) == 2 else estimates[0]
-        aucs_RMC = self.aucs[:, models][:, :, defined]
-        evaluable_RC: NDArray[np.bool_] = ~np.any(np.isnan(aucs_RMC), axis=1)
-        num_lacking = int(np.count_nonzero(~np.all(evaluable_RC, axis=1)))
-        counts_R = np.count_nonzero(evaluable_RC, axis=1)
-        sums_RM = np.where(evaluable_RC[:, None], aucs_RMC, 0).sum(axis=2)
+        values_RMQ = self.values[:, models][:, :, defined]
+        evaluable_RQ: NDArray[np.bool_] = ~np.any(np.isnan(values_RMQ), axis=1)
+        num_lacking = int(np.count_nonzero(~np.all(evaluable_RQ, axis=1)))
+        counts_R = np.count_nonzero(evaluable_RQ, axis=1)
+        sums_RM = np.where(evaluable_RQ[:, None], values_RMQ, 0).sum(axis=2)
         means_RM = sums_RM[counts_R > 0] / counts_R[counts_R > 0, None]
         draws_R = means_RM[:, 0] - means_RM[:, 1] if len(models) == 2 else means_RM[:, 0]
-        reason = f"{num_lacking} of {len(aucs_RMC)} replicates lack a class" if num_lacking else ""
+        reason = f"{num_lacking} of {len(values_RMQ)} replicates lack a class" if num_lacking else ""
         low = high = p = None
-        if num_lacking <= MAX_LACKING_SHARE * len(aucs_RMC):
+        if num_lacking <= MAX_LACKING_SHARE * len(values_RMQ):
             low, high = (float(q) for q in np.quantile(draws_R, (alpha / 2, 1 - alpha / 2)))
             p = two_sided_p(draws_R) if len(models) == 2 else None
         estimate_b = estimates[1] if len(models) == 2 else None
@@ -210,9 +226,15 @@ def two_sided_p(differences: Floats) -> float:
 
 
 def paired_bootstrap(
-    y_true: Floats, y_scores: Floats, clusters: NDArray[np.int64], *, num_replicates: int, seed: int
+    y_true: Floats,
+    y_scores: Floats,
+    clusters: NDArray[np.int64],
+    *,
+    num_replicates: int,
+    seed: int,
+    hits: Floats | None = None,
 ) -> Replicates:
-    """AUC of every model and class on the same resamples.
+    """AUC of every model and class, and every share, on the same resamples.
 
     Args:
         y_true: Shape (N, C).
@@ -220,25 +242,38 @@ def paired_bootstrap(
         clusters: Shape (N,); what is drawn as one, see `resample_weights`.
         num_replicates: > 0; 1,000 in the paper.
         seed: Same seed and clusters, same resamples.
+        hits: Shape (M, N, S): 1 or 0 for each unit that a share counts, NaN for the others, in the same places for
+            all models. A share is the mean over the units that it counts. None: no shares.
 
     Raises:
         ValueError: On shapes that do not fit, or without a unit or a replicate.
     """
+    hits = np.empty((*y_scores.shape[:2], 0)) if hits is None else hits
+    _check_shapes(y_true, y_scores, clusters, hits)
+    num_models, num_units, num_classes = y_scores.shape
+    rankings = {(m, c): _rank(y_true[:, c], y_scores[m, :, c]) for m in range(num_models) for c in range(num_classes)}
+
+    def quantities(weights_RN: NDArray[np.uint8]) -> Floats:
+        values_RMQ = np.empty((len(weights_RN), num_models, num_classes + hits.shape[2]))
+        for (m, c), ranking in rankings.items():
+            values_RMQ[:, m, c] = _auc_of_ranking(ranking, weights_RN)
+        for s in range(hits.shape[2]):
+            values_RMQ[:, :, num_classes + s] = _share_of_hits(hits[:, :, s], weights_RN)
+        return values_RMQ
+
+    blocks = resample_weights(clusters, num_replicates=num_replicates, seed=seed)
+    values = np.concatenate([quantities(block) for block in blocks])
+    return Replicates(quantities(np.ones((1, num_units), dtype=np.uint8))[0], values)
+
+
+def _check_shapes(y_true: Floats, y_scores: Floats, clusters: NDArray[np.int64], hits: Floats) -> None:
     if y_scores.ndim != 3 or y_scores.shape[1:] != y_true.shape or clusters.shape != y_true.shape[:1]:
         raise ValueError(
             f"scores {y_scores.shape} must be (models, *truth) and clusters {clusters.shape} (units,), "
             f"with truth {y_true.shape} as (units, classes)"
         )
-    num_models, num_units, num_classes = y_scores.shape
-    rankings = {(m, c): _rank(y_true[:, c], y_scores[m, :, c]) for m in range(num_models) for c in range(num_classes)}
-    estimates = np.empty((num_models, num_classes))
-    aucs = np.empty((num_replicates, num_models, num_classes))
-    once = np.ones((1, num_units), dtype=np.uint8)
-    for (m, c), ranking in rankings.items():
-        estimates[m, c] = _auc_of_ranking(ranking, once)[0]
-    start = 0
-    for block in resample_weights(clusters, num_replicates=num_replicates, seed=seed):
-        for (m, c), ranking in rankings.items():
-            aucs[start : start + len(block), m, c] = _auc_of_ranking(ranking, block)
-        start += len(block)
-    return Replicates(estimates, aucs)
+    if hits.ndim != 3 or hits.shape[:2] != y_scores.shape[:2] or (np.isnan(hits) != np.isnan(hits[:1])).any():
+        raise ValueError(
+            f"hits {hits.shape} must be (models, units, shares) with scores {y_scores.shape} as (models, units, "
+            "classes), and NaN in the same places for all models"
+        )

@@ -9,14 +9,14 @@ from medssl.analysis.tables import Cell, Column, Table, percent, setting
 Json = Mapping[str, Any]
 
 
-def settings(study: Json) -> Table:
-    """The settings that decide what the numbers mean."""
+def settings(study: Json, classes: Sequence[str], *, class_word: str, unit_kind: str) -> Table:
+    """The settings that decide what the numbers mean; `classes` are findings or conditions, of images or cases."""
     finetune, compare, groups, shards = (study[name] for name in ("finetune", "compare", "subgroups", "shards"))
     search = {"full": "at the largest fraction, then reused", "per_fraction": "at each fraction"}[finetune["search"]]
     splits = study["splits"]
     rows = [
         ("Data set", study["data"]["name"]),
-        ("Findings", ", ".join(study["task"]["findings"])),
+        (f"{class_word.capitalize()}s", ", ".join(classes)),
         ("Splits", ", ".join(f"{name} {_size(splits[name])}" for name in ("train", "validation", "test"))),
         ("Images", f"{shards['image_size_px']} × {shards['image_size_px']} pixels, {shards['resize']}"),
         (
@@ -25,7 +25,7 @@ def settings(study: Json) -> Table:
         ),
         (
             "Fine-tuning",
-            f"{finetune['num_steps']:,} steps of {finetune['batch_size']} images, "
+            f"{finetune['num_steps']:,} steps of {finetune['batch_size']} {unit_kind}s, "
             f"{_count(finetune['repeats'], 'repeat')}",
         ),
         ("Learning rates tried", ", ".join(map(setting, finetune["learning_rates"]))),
@@ -70,15 +70,22 @@ def pretraining(study: Json) -> Table:
     return tables.build("pretraining", "Pretraining without labels.", columns, rows)
 
 
-def selection(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
-    """Every point of the hyper-parameter search with why it was chosen or not."""
+def selection(rows: Sequence[Json], arms: Mapping[str, str], *, score: str, absent: str) -> Table:
+    """Every point of the hyper-parameter search with why it was chosen or not.
+
+    Args:
+        rows: As `ReportInputs.selection`.
+        arms: arm_id to the name shown.
+        score: What the validation score is.
+        absent: Why there is none, for a row without one.
+    """
     shown = [
         (
             arms.get(row["arm_id"], row["arm_id"]),
             percent(row["label_fraction"]),
             setting(row["learning_rate"]),
             setting(row["weight_decay"]),
-            tables.real(row["validation_score"], decimals=4, reason="no finding has both positives and negatives"),
+            tables.real(row["validation_score"], decimals=4, reason=absent),
             row["step"],
             Cell("chosen", strong=True) if row["chosen"] else "not chosen",
             row["reason"],
@@ -86,12 +93,12 @@ def selection(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
         for row in _ordered(rows, arms)
     ]
     columns = [tables.text("Arm"), *map(Column, ("Labels", "Learning rate", "Weight decay"))]
-    columns += [Column("Mean AUC, validation"), Column("Best step"), tables.text("Outcome"), tables.text("Reason")]
+    columns += [Column(f"{score}, validation"), Column("Best step"), tables.text("Outcome"), tables.text("Reason")]
     return tables.build("selection", "Points of the hyper-parameter search.", columns, shown, grouped=True)
 
 
-def models(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
-    """Every fine-tuned model behind the results."""
+def models(rows: Sequence[Json], arms: Mapping[str, str], *, score: str, absent: str) -> Table:
+    """Every fine-tuned model behind the results; `score` and `absent` as in `selection`."""
     shown = [
         (
             arms.get(row["arm_id"], row["arm_id"]),
@@ -102,14 +109,14 @@ def models(rows: Sequence[Json], arms: Mapping[str, str]) -> Table:
             row["num_train_patients"],
             setting(row["learning_rate"]),
             setting(row["weight_decay"]),
-            tables.real(row["validation_score"], decimals=4, reason="no finding has both positives and negatives"),
+            tables.real(row["validation_score"], decimals=4, reason=absent),
             Cell("selected", strong=True) if row["is_selected"] else "",
             row.get("checkpoint_digest", "")[:12],
         )
         for row in _ordered(rows, arms)
     ]
     names = ("Labels", "Draw", "Repeat", "Train images", "Train patients", "Learning rate", "Weight decay")
-    columns = [tables.text("Arm"), *map(Column, names), Column("Mean AUC, validation")]
+    columns = [tables.text("Arm"), *map(Column, names), Column(f"{score}, validation")]
     columns += [tables.text("Selected"), tables.text("Checkpoint")]
     caption = "Fine-tuned models; each digest of a checkpoint is given by its first 12 digits."
     return tables.build("models", caption, columns, shown, grouped=True)

@@ -11,29 +11,33 @@ from medssl.analysis.results import (
     Labels,
     Results,
     Row,
+    is_of,
     nothing,
     remark,
+    sentence,
     with_interval,
     with_spread,
+    words,
 )
 from medssl.analysis.tables import Cell, Column, Table
+from medssl.metrics import Metric
 
 VALIDATION = "validation"
-GAP = "mean_auc_gap"
 
 
 def overview(results: Results, where: Evaluation, label_sets: Sequence[Labels], name: str) -> Table:
-    """Mean AUC of every arm at some label fractions: over repeats, and of the model that validation chose."""
+    """Primary metric of every arm at some label fractions: over repeats, and of the model that validation chose."""
     place = results.place(where)
+    keys: dict[str, Any] = {"metric": results.primary.name, "k": results.primary.k}
     validation = Evaluation(where.dataset, VALIDATION)
     rows = [
         (
             results.arms[arm],
             results.name(labels),
             results.num_repeats(where, arm, labels),
-            with_spread(results.row(where, arm, labels, repeat="mean", metric="mean_auc")),
-            with_interval(results.selected(where, arm, labels, metric="mean_auc")),
-            with_spread(results.row(validation, arm, labels, repeat="mean", metric="mean_auc")),
+            with_spread(results.row(where, arm, labels, repeat="mean", **keys)),
+            with_interval(results.selected(where, arm, labels, **keys)),
+            with_spread(results.row(validation, arm, labels, repeat="mean", **keys)),
         )
         for arm, labels in reported(results, where, label_sets)
     ]
@@ -45,7 +49,8 @@ def overview(results: Results, where: Evaluation, label_sets: Sequence[Labels], 
         Column(f"On {place}: selected model [{results.level} interval]"),
         Column("On validation, used for choices: mean ± SD"),
     ]
-    caption = f"Mean AUC over the findings on {place}, by arm and share of the training labels."
+    over = " over the findings" if results.primary.part else ""
+    caption = f"{sentence(results.primary_words)}{over} on {place}, by arm and share of the training labels."
     return tables.build(f"{name}-{slug(where)}", caption, columns, rows, grouped=len(label_sets) > 1)
 
 
@@ -80,44 +85,62 @@ def slug(where: Evaluation) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{where.dataset}-{where.split}".lower())
 
 
-def difference_rows(results: Results, where: Evaluation, *, metric: str) -> list[Row]:
-    """Metrics rows of paired differences, by pair, label fraction, finding and resampling unit."""
+def difference_rows(results: Results, where: Evaluation, *, metrics: Sequence[Metric]) -> list[Row]:
+    """Metrics rows of paired differences, by pair, label fraction, metric, finding and resampling unit."""
+    places = {(metric.name, metric.k): place for place, metric in enumerate(metrics)}
     found = [
         row
         for row in results.rows
-        if row["arm_b"] is not None and row["metric"] == metric and (row["dataset"], row["split"]) == where
+        if row["arm_b"] is not None and (row["metric"], row["k"]) in places and (row["dataset"], row["split"]) == where
     ]
+    first = results.resampled(where)
 
-    def order(row: Row) -> tuple[int, float, int, int, bool, str]:
+    def order(row: Row) -> tuple[int, float, int, int, int, bool, str]:
         finding = list(results.findings).index(row["class"]) if row["class"] in results.findings else 0
         unit = row["resampling_unit"]
         place = list(results.pairs).index((row["arm_a"], row["arm_b"]))
-        return (place, row["label_fraction"], row["draw"], finding, unit != results.resampling_unit, unit)
+        metric = places[row["metric"], row["k"]]
+        return (place, row["label_fraction"], row["draw"], metric, finding, unit != first, unit)
 
     return sorted(found, key=order)
 
 
-def differences(results: Results, where: Evaluation, *, metric: str) -> Table:
-    """Paired differences of selected models, in "mean_auc" with adjusted p values or in "auc" per finding."""
-    whole = metric == "mean_auc"
+def differences(results: Results, where: Evaluation) -> Table:
+    """Paired differences of selected models in the primary metric, with adjusted p values."""
+    rows = difference_rows(results, where, metrics=[results.primary])
+    what = results.primary_words
+    return _differences(results, where, rows, name="mean" if results.primary.part else "primary", what=what, by="")
+
+
+def secondary_differences(results: Results, where: Evaluation, metrics: Sequence[Metric]) -> Table:
+    """Paired differences of selected models without adjusted p values: per finding, or in several metrics."""
+    rows = difference_rows(results, where, metrics=metrics)
+    per_class = any(row["class"] for row in rows)
+    what = f"{words(metrics[0].name, metrics[0].k)} per {results.class_word}" if per_class else "other metrics"
+    by, name = (results.class_word.capitalize(), f"{results.class_word}s") if per_class else ("Metric", "metrics")
+    return _differences(results, where, rows, name=name, what=f"{what}; these p values are not adjusted", by=by)
+
+
+def _differences(results: Results, where: Evaluation, found: Sequence[Row], *, name: str, what: str, by: str) -> Table:
+    """Rows of differences; `by` heads the column of findings or metrics, or is "" for adjusted p values instead."""
     rows = [
         (
             f"{results.arms[row['arm_a']]} minus {results.arms[row['arm_b']]}",
             results.name(Labels(row["label_fraction"], row["draw"])),
-            "mean" if whole else row["class"],
+            row["class"] or sentence(words(row["metric"], row["k"])),
             row["resampling_unit"] or "–",
             with_interval(row),
             _p(row["p"]),
-            _p(row["p_adjusted"]) if whole else "–",
+            _p(row["p_adjusted"]),
             row["n_replicates"] or "–",
             verdict(row, alpha=results.alpha),
         )
-        for row in difference_rows(results, where, metric=metric)
+        for row in found
     ]
     columns = [
         tables.text("Pair"),
         Column("Labels"),
-        tables.text("Finding"),
+        tables.text(by),
         tables.text("Resampled"),
         Column(f"Difference [{results.level} interval]"),
         Column("p"),
@@ -125,10 +148,9 @@ def differences(results: Results, where: Evaluation, *, metric: str) -> Table:
         Column("Replicates"),
         tables.text("In words"),
     ]
-    kept = [c for c in range(len(columns)) if c != (2 if whole else 6)]
-    what = "mean AUC" if whole else "AUC per finding; these p values are not adjusted"
+    kept = [c for c in range(len(columns)) if c != (6 if by else 2)]
     return tables.build(
-        f"differences-{'mean' if whole else 'findings'}-{slug(where)}",
+        f"differences-{name}-{slug(where)}",
         f"Differences on {results.place(where)} between selected models, on the same resamples: {what}.",
         [columns[c] for c in kept],
         [[row[c] for c in kept] for row in rows],
@@ -169,29 +191,57 @@ def _is_subgroup(row: Row, where: Evaluation) -> bool:
     return row["subgroup"] != "all" and (row["dataset"], row["split"]) == where
 
 
-def subgroups(results: Results, where: Evaluation, attribute: str, labels: Labels) -> Table:
-    """Mean AUC of each arm's selected model within the groups of one attribute, and the gap between groups."""
+def subgroups(
+    results: Results,
+    where: Evaluation,
+    attribute: str,
+    labels: Labels,
+    *,
+    metric: Metric | None = None,
+    order: Sequence[str] = (),
+) -> Table:
+    """A metric of each arm's selected model within the groups of one attribute, and the gap between groups.
+
+    Args:
+        results: The metrics.
+        where: Data set and split.
+        attribute: Of the subgroups.
+        labels: Label fraction and draw.
+        metric: By default the primary one, which alone has a gap.
+        order: Groups in the order of the rows; those that it lacks follow by number and name.
+    """
+    shown = metric or results.primary
+    keys: dict[str, Any] = {"metric": shown.name, "k": shown.k}
     by_group: dict[str, Row] = {}
     for row in results.rows:
         group = row["subgroup"].removeprefix(f"{attribute}=")
         at = Labels(row["label_fraction"], row["draw"])
-        if _is_subgroup(row, where) and group != row["subgroup"] and row["metric"] == "mean_auc" and at == labels:
+        if _is_subgroup(row, where) and group != row["subgroup"] and is_of(row, shown) and at == labels:
             by_group.setdefault(group, row)
     arms = [arm for arm in results.arms if results.num_repeats(where, arm, labels)]
     rows: list[list[Any]] = []
-    for group in sorted(by_group, key=_group_order):
-        keys = {"metric": "mean_auc", "subgroup": f"{attribute}={group}"}
-        cells = [with_interval(results.selected(where, arm, labels, **keys)) for arm in arms]
+    for group in sorted(by_group, key=lambda group: (_place(group, order), _group_order(group))):
+        group_keys = keys | {"subgroup": f"{attribute}={group}"}
+        cells = [with_interval(results.selected(where, arm, labels, **group_keys)) for arm in arms]
         rows.append([group, by_group[group]["n_units"], by_group[group]["n_patients"], *cells])
-    gaps = [results.selected(where, arm, labels, metric=GAP, subgroup=attribute) for arm in arms]
-    rows.append(["Gap (largest − smallest)", "", "", *(_gap(row, attribute) for row in gaps)])
     name = f"subgroups-{slug(where)}-{attribute}-{labels.fraction:g}-{labels.draw}"
+    if shown == results.primary:
+        gap_keys: dict[str, Any] = {"metric": f"{shown.name}_gap", "k": shown.k, "subgroup": attribute}
+        gaps = [results.selected(where, arm, labels, **gap_keys) for arm in arms]
+        rows.append(["Gap (largest − smallest)", "", "", *(_gap(row, attribute) for row in gaps)])
+    else:
+        name = f"{name}-{shown.log_name}"
     caption = (
-        f"Mean AUC [{results.level} interval] on {results.place(where)} by {attribute.replace('_', ' ')}, "
-        f"selected models trained with {results.name(labels)} of the labels."
+        f"{sentence(words(shown.name, shown.k))} [{results.level} interval] on {results.place(where)} by "
+        f"{attribute.replace('_', ' ')}, selected models trained with {results.name(labels)} of the labels."
     )
-    columns = [tables.text("Group"), Column("Images"), Column("Patients"), *(Column(results.arms[arm]) for arm in arms)]
+    counts = (f"{results.unit_kind.capitalize()}s", f"{results.group_kind(where).capitalize()}s")
+    columns = [tables.text("Group"), *map(Column, counts), *(Column(results.arms[arm]) for arm in arms)]
     return tables.build(name.replace(".", "-").replace("_", "-"), caption, columns, rows)
+
+
+def _place(group: str, order: Sequence[str]) -> int:
+    return list(order).index(group) if group in order else len(order)
 
 
 def _gap(row: Row | None, attribute: str) -> Cell:
@@ -204,7 +254,16 @@ def _gap(row: Row | None, attribute: str) -> Cell:
 def _group_order(group: str) -> tuple[bool, float, bool, str]:
     """Ages by number with "<40" before "40-60"; names by alphabet; the unknown last."""
     number = re.search(r"\d+(\.\d+)?", group)
-    return group == "unknown", float(number[0]) if number else 0.0, not group.startswith("<"), group
+    return group in ("unmapped", "unknown"), float(number[0]) if number else 0.0, not group.startswith("<"), group
+
+
+def _what(row: Row, results: Results) -> str:
+    """The value of a row in words; of cases also which metric of a condition it is."""
+    if row["metric"] == f"{results.primary.name}_gap":
+        return "gap"
+    if not row["class"]:
+        return words(row["metric"], row["k"])
+    return row["class"] if results.unit_kind == "image" else f"{words(row['metric'], row['k'])}, {row['class']}"
 
 
 def not_evaluated(results: Results) -> Table:
@@ -216,9 +275,9 @@ def not_evaluated(results: Results) -> Table:
         "interval_withheld": "interval withheld",
     }
     for row in results.rows:
-        once = row["status"] != "too_small" or row["metric"] == "mean_auc"
+        once = row["status"] != "too_small" or is_of(row, results.primary)
         if row["status"] in status and row["repeat"] in ("mean", "selected") and once:
-            what = row["class"] or {GAP: "gap"}.get(row["metric"], "mean AUC")
+            what = _what(row, results)
             group = "all" if row["subgroup"] == "all" else row["subgroup"].replace("_", " ")
             place = results.place(Evaluation(row["dataset"], row["split"]))
             key = (status[row["status"]], place, group, what, remark(row) or "no reason recorded")

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.csv
 
 from medssl import labels, layout
-from medssl.analysis import inventory, outcomes, page, population, series, tables
+from medssl.analysis import conditions, inventory, outcomes, page, population, series, tables
 from medssl.analysis import results as readings
 from medssl.analysis.page import Details, Facts, Figure, Heading, Note, Part, Section
-from medssl.analysis.results import DECIMALS, Results
+from medssl.analysis.results import DECIMALS, Evaluation, Results, sentence
 from medssl.analysis.tables import Table, percent
 from medssl.config import TaskConfig
+from medssl.metrics import Metric
 
 FIGURES_DIR, TABLES_DIR = "figures", "tables"
 ALL_METRICS = "metrics.csv"
@@ -60,13 +61,13 @@ def write(inputs: ReportInputs, out_dir: Path) -> None:
     """Write `index.html`, `figures/*.svg` and `tables/*.csv` below `out_dir`; equal inputs give equal bytes."""
     results = readings.read(inputs.metrics, inputs.arms, study=inputs.study)
     sections = [
-        _asked(inputs.study),
+        _asked(inputs.study, results),
         _results(results),
         _label_efficiency(results, inputs.arms),
         _significance(results),
-        _subgroups(results, inputs.study["subgroups"]["by"]),
+        _subgroups(results, inputs.study["subgroups"]),
         _training(inputs, results),
-        _data(inputs),
+        _data(inputs, results),
         _rejected(inputs, results),
         _lineage(inputs, results),
     ]
@@ -84,10 +85,10 @@ def write(inputs: ReportInputs, out_dir: Path) -> None:
 
 
 def headline(metrics: pa.Table, arms: pa.Table) -> str:
-    """Mean test AUC of each arm (rows) and label fraction (columns) as text for a terminal.
+    """Primary test metric of each arm (rows) and label fraction (columns) as text for a terminal.
 
-    A cell is the mean over all runs and its standard deviation (n - 1), without it for a single run; "n/e" where no
-    finding is evaluable.
+    A cell is the mean over all runs and its standard deviation (n - 1), without it for a single run; "n/e" where it is
+    not evaluable.
     """
     results = readings.read(metrics, arms)
     fractions = sorted({label_set.fraction for label_set in results.labels})
@@ -97,7 +98,9 @@ def headline(metrics: pa.Table, arms: pa.Table) -> str:
             [name, *(_terminal_cell(results.spread(where, arm, fraction)) for fraction in fractions)]
             for arm, name in results.arms.items()
         ]
-        rows.insert(0, [f"mean AUC on {results.place(where)}, by share of labels", *map(percent, fractions)])
+        rows.insert(
+            0, [f"{results.primary_words} on {results.place(where)}, by share of labels", *map(percent, fractions)]
+        )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -117,6 +120,7 @@ def _lead(inputs: ReportInputs, results: Results) -> list[Part]:
     leaked = inputs.splits_summary.get("patients_in_two_splits")
     counts = [
         ("Images", inputs.index_summary.get("images")),
+        ("Cases", inputs.index_summary.get("cases") if results.unit_kind == "case" else None),
         ("Patients", inputs.index_summary.get("patients")),
         ("Arms", len(results.arms)),
         ("Fine-tuned models", len(inputs.models)),
@@ -126,21 +130,30 @@ def _lead(inputs: ReportInputs, results: Results) -> list[Part]:
     return [*notes, Facts(tuple((what, f"{count:,}") for what, count in counts if count is not None))]
 
 
-def _asked(study: Mapping[str, Any]) -> Section:
-    parts: list[Part] = [labels.describe(TaskConfig.model_validate(study["task"])), inventory.settings(study)]
+def _asked(study: Mapping[str, Any], results: Results) -> Section:
+    counted = [conditions.COUNTED] if results.unit_kind == "case" else []
+    truth = " ".join([labels.describe(TaskConfig.model_validate(study["task"])), *counted])
+    words = {"class_word": results.class_word, "unit_kind": results.unit_kind}
+    parts: list[Part] = [truth, inventory.settings(study, results.findings, **words)]
     if study["pretraining"]:
         parts.append(inventory.pretraining(study))
     return Section("asked", "What was asked", tuple(parts))
 
 
 def _results(results: Results) -> Section:
+    drawn = " and ".join(dict.fromkeys(f"{results.resampled(where)}s" for where in results.evaluations))
     parts: list[Part] = [
         "The mean and its standard deviation (SD) are over repeated fine-tuning. The selected model is the repeat with "
         "the best validation score; its interval is a percentile bootstrap over "
-        f"{results.resampling_unit}s. Validation scores chose hyper-parameters and models, so they flatter and have "
+        f"{drawn}. Validation scores chose hyper-parameters and models, so they flatter and have "
         "no interval."
     ]
     for where in results.evaluations:
+        if results.group_kind(where) != "patient":
+            parts.append(Note(_no_patient(results, where)))
+        if results.unit_kind == "case":
+            parts += conditions.results_of(results, where, long=_LONG)
+            continue
         many = len(outcomes.reported(results, where, results.labels)) > _LONG
         first = [results.largest] if many else results.labels
         parts += [
@@ -158,55 +171,82 @@ def _results(results: Results) -> Section:
     return Section("results", "Results", tuple(parts))
 
 
+def _no_patient(results: Results, where: Evaluation) -> str:
+    """What it means that the set's patients stand for something finer."""
+    kind = results.group_kind(where)
+    return (
+        f"The data set {where.dataset} names no patient: each {kind} stands for one, and {kind}s were split "
+        f"and resampled. {kind.capitalize()}s of the same patient may lie in several splits, which flatters scores, "
+        "and are drawn as if independent, so intervals may be too narrow."
+    )
+
+
 def _label_efficiency(results: Results, arms: pa.Table) -> Section:
     drawn = (series.label_efficiency(results, where, arms) for where in results.evaluations)
     parts = tuple(figure for figure in drawn if figure)
-    return Section("label-efficiency", "Label efficiency", parts or ("No mean AUC was evaluable.",))
+    return Section("label-efficiency", "Label efficiency", parts or (f"No {results.primary_words} was evaluable.",))
 
 
 def _significance(results: Results) -> Section:
     parts: list[Part] = []
     for where in results.evaluations:
-        whole = outcomes.differences(results, where, metric="mean_auc")
+        whole = outcomes.differences(results, where)
         if not whole.rows:
             continue
         if figure := series.forest(results, where):
             parts.append(figure)
-        per_finding = outcomes.differences(results, where, metric="auc")
+        further, summary = _further_metrics(results)
         parts += [
-            _folded_if_long(whole, f"Every difference in mean AUC ({results.place(where)})"),
-            Details(f"Differences per finding ({results.place(where)})", (per_finding,)),
+            _folded_if_long(whole, f"Every difference in {results.primary_words} ({results.place(where)})"),
+            Details(f"{summary} ({results.place(where)})", (outcomes.secondary_differences(results, where, further),)),
         ]
     if not parts:
         return Section("significance", "Significance", ("The study compares no pair of arms.",))
     intro = (
-        "Each pair is compared through its selected models on the same resamples of the test images. A difference "
-        f"counts as shown when its {results.level} interval excludes 0 and the p value, adjusted by Holm's method for "
-        f"all pairs at that label fraction, is at most {results.alpha:g}."
+        f"Each pair is compared through its selected models on the same resamples of the test {results.unit_kind}s. "
+        f"A difference counts as shown when its {results.level} interval excludes 0 and the p value, adjusted by "
+        f"Holm's method for all pairs at that label fraction, is at most {results.alpha:g}."
     )
     return Section("significance", "Significance", (intro, *parts))
 
 
-def _subgroups(results: Results, by: Sequence[str]) -> Section:
+def _further_metrics(results: Results) -> tuple[Sequence[Metric], str]:
+    """What is compared beside the primary metric, without adjustment, and the heading of its table."""
+    if results.unit_kind == "case":
+        return conditions.SECONDARY, "Differences in other metrics"
+    return [Metric("auc", None, "")], "Differences per finding"
+
+
+def _subgroups(results: Results, config: Mapping[str, Any]) -> Section:
     parts: list[Part] = []
     for where in results.evaluations:
         found = outcomes.attributes(results, where)
-        for attribute in (attribute for attribute in by if attribute in found):
-            others = tuple(
-                outcomes.subgroups(results, where, attribute, label_set)
+        for attribute in (attribute for attribute in config["by"] if attribute in found):
+            order = conditions.skin_type_order(config) if attribute == "skin_type_group" else ()
+            others = [
+                outcomes.subgroups(results, where, attribute, label_set, order=order)
                 for label_set in reversed(results.labels)
                 if label_set != results.largest
-            )
-            words = attribute.replace("_", " ")
-            parts += [
-                Heading(f"By {words}" + (f" ({results.place(where)})" if len(results.evaluations) > 1 else "")),
-                outcomes.subgroups(results, where, attribute, results.largest),
             ]
+            words = attribute.replace("_", " ")
+            parts.append(
+                Heading(f"By {words}" + (f" ({results.place(where)})" if len(results.evaluations) > 1 else ""))
+            )
+            if attribute == "skin_type_group":
+                parts.append(conditions.skin_type_map(config))
+            parts.append(outcomes.subgroups(results, where, attribute, results.largest, order=order))
+            if results.unit_kind == "case":
+                top_3, largest = conditions.SECONDARY[0], results.largest
+                table = outcomes.subgroups(results, where, attribute, largest, metric=top_3, order=order)
+                parts.append(Details(f"By {words}, top-3 accuracy", (table,)))
             if others:
-                parts.append(Details(f"By {words}, other label fractions", others))
+                parts.append(Details(f"By {words}, other label fractions", tuple(others)))
+    several = results.unit_kind == "case"
+    comparable = "" if several else " It compares only groups in which the same findings are evaluable."
+    every = "Every metric" if several else "AUC per finding"
     intro = (
-        "A gap has no interval: the largest difference among groups is biased upwards under resampling. It compares "
-        f"only groups in which the same findings are evaluable. AUC per finding and group: {TABLES_DIR}/{ALL_METRICS}."
+        "A gap has no interval: the largest difference among groups is biased upwards under resampling."
+        f"{comparable} {every} and group: {TABLES_DIR}/{ALL_METRICS}."
     )
     return Section("subgroups", "Subgroups", (intro, *parts) if parts else ("The study asks for no subgroups.",))
 
@@ -218,8 +258,8 @@ def _training(inputs: ReportInputs, results: Results) -> Section:
     return Section("training", "Training curves", parts or ("No training curves were recorded.",))
 
 
-def _data(inputs: ReportInputs) -> Section:
-    findings = inputs.study["task"]["findings"]
+def _data(inputs: ReportInputs, results: Results) -> Section:
+    findings = results.findings
     leaked = inputs.splits_summary.get("patients_in_two_splits")
     parts: list[Part] = []
     if leaked is not None:
@@ -247,7 +287,7 @@ def _rejected(inputs: ReportInputs, results: Results) -> Section:
         ("No image was refused" if not images.rows else f"{len(images.rows):,} images were refused")
         + (f"; {usable:,} are in use." if usable is not None else ".")
     )
-    points = inventory.selection(inputs.selection, results.arms)
+    points = inventory.selection(inputs.selection, results.arms, **_score(results))
     num_refused = sum(not row["chosen"] for row in inputs.selection)
     parts += [
         Heading("Hyper-parameters"),
@@ -264,11 +304,19 @@ def _rejected(inputs: ReportInputs, results: Results) -> Section:
     return Section("rejected", "What was rejected and why", tuple(parts))
 
 
+def _score(results: Results) -> dict[str, str]:
+    """What the validation score is, and why there may be none."""
+    absent = (
+        "no case with a known truth" if results.unit_kind == "case" else "no finding has both positives and negatives"
+    )
+    return {"score": sentence(results.primary_words), "absent": absent}
+
+
 def _folded_if_long(table: Table, summary: str) -> Part:
     return Details(summary, (table,)) if len(table.rows) > _LONG else table
 
 
 def _lineage(inputs: ReportInputs, results: Results) -> Section:
-    models = inventory.models(inputs.models, results.arms)
+    models = inventory.models(inputs.models, results.arms, **_score(results))
     folded = Details(f"The {len(models.rows)} fine-tuned models", (models,))
     return Section("lineage", "Lineage", (inventory.lineage(inputs.lineage), folded))

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from medssl.analysis.compare import CHOICE_SPLITS, ROW_KEY
+from medssl.analysis.runs import CHOICE_SPLITS, GROUP_KINDS, ROW_KEY
 from medssl.analysis.tables import NOT_EVALUABLE, TOO_SMALL, Cell, percent
+from medssl.metrics import OTHER, PRIMARY, Metric, named, unit_kind
 
 Row = Mapping[str, Any]
 
 DECIMALS = 3  # of every AUC, difference and p value
+_WORDS = {"mean_auc": "mean AUC", "auc": "AUC"}
 
 
 class Labels(NamedTuple):
@@ -49,18 +51,21 @@ class Results:
     Attributes:
         rows: Every metrics row, in the table's order.
         arms: arm_id to the name shown, in the study's order.
-        findings: In the study's order.
+        unit_kind: What a prediction is of, image or case.
+        findings: Or conditions, in the study's order.
         pairs: Compared arms (a, b), in the study's order.
         alpha: One minus the level of the intervals.
-        resampling_unit: The unit of the intervals shown beside results; others appear in comparisons.
+        resampling_units: As the study names them. The first is that of the intervals shown beside results; others
+            appear in comparisons.
     """
 
     rows: Sequence[Row]
     arms: Mapping[str, str]
+    unit_kind: str
     findings: Sequence[str]
     pairs: Sequence[tuple[str, str]]
     alpha: float
-    resampling_unit: str
+    resampling_units: Sequence[str]
 
     @cached_property
     def _by_key(self) -> dict[tuple[Any, ...], Row]:
@@ -83,6 +88,40 @@ class Results:
         return min(labels for labels in self.labels if labels.fraction == self.labels[-1].fraction)
 
     @property
+    def primary(self) -> Metric:
+        """The metric by which models are chosen, differences tested and subgroups compared."""
+        return PRIMARY[self.unit_kind]
+
+    @property
+    def primary_words(self) -> str:
+        """The primary metric as shown, within a sentence."""
+        return words(self.primary.name, self.primary.k)
+
+    @property
+    def class_word(self) -> str:
+        """What a class is: a finding of an image, a condition of a case."""
+        return "condition" if self.unit_kind == "case" else "finding"
+
+    def group_kind(self, where: Evaluation) -> str:
+        """What the patients of a data set stand for, as its resamples tell: "lesion" where it names no patient."""
+        # An image is a unit of its own right too, unless patients were asked for and images came.
+        kinds = [kind for kind in GROUP_KINDS if kind != "image" or "patient" in self.resampling_units]
+        return next((kind for kind in kinds if kind in self._resampled[where]), "patient")
+
+    def resampled(self, where: Evaluation) -> str:
+        """What the intervals shown beside results resampled."""
+        first = self.resampling_units[0]
+        return self.group_kind(where) if first == "patient" else first
+
+    @cached_property
+    def _resampled(self) -> dict[Evaluation, set[str]]:
+        found: dict[Evaluation, set[str]] = {where: set() for where in self.evaluations}
+        for row in self.rows:
+            if row["resampling_unit"]:
+                found[Evaluation(row["dataset"], row["split"])].add(row["resampling_unit"])
+        return found
+
+    @property
     def level(self) -> str:
         """The level of the intervals, such as "95 %"."""
         return percent(1 - self.alpha)
@@ -98,7 +137,7 @@ class Results:
         return f"{where.split} ({where.dataset})" if several else where.split
 
     def row(self, where: Evaluation, arm: str, labels: Labels, *, repeat: str, metric: str, **rest: Any) -> Row | None:
-        """One metrics row; `rest` gives further key columns (class, subgroup, arm_b, resampling_unit)."""
+        """One metrics row; `rest` gives further key columns (k, class, subgroup, arm_b, resampling_unit)."""
         key = {"k": None, "class": "", "subgroup": "all", "arm_b": None, "resampling_unit": ""} | rest
         key |= {**where._asdict(), "arm_a": arm, "label_fraction": labels.fraction, "draw": labels.draw}
         key |= {"repeat": repeat, "metric": metric}
@@ -109,7 +148,7 @@ class Results:
 
         `rest` as in `row`. Rows that were not resampled (a gap, a group that is too small) have no unit.
         """
-        for unit in (self.resampling_unit, "patient", ""):
+        for unit in (self.resampled(where), self.group_kind(where), ""):
             keys = {"resampling_unit": unit, **rest}
             if row := self.row(where, arm, labels, repeat="selected", metric=metric, **keys):
                 return row
@@ -119,7 +158,7 @@ class Results:
     def _runs(self) -> dict[tuple[Evaluation, str, Labels], list[float | None]]:
         found: dict[tuple[Evaluation, str, Labels], list[float | None]] = {}
         for row in self.rows:
-            if row["metric"] == "mean_auc" and row["repeat"].isdigit() and row["subgroup"] == "all":
+            if is_of(row, self.primary) and row["repeat"].isdigit() and row["subgroup"] == "all":
                 labels = Labels(row["label_fraction"], row["draw"])
                 key = (Evaluation(row["dataset"], row["split"]), row["arm_a"], labels)
                 found.setdefault(key, []).append(row["estimate"])
@@ -130,7 +169,7 @@ class Results:
         return len(self._runs.get((where, arm, labels), []))
 
     def spread(self, where: Evaluation, arm: str, fraction: float) -> Spread | None:
-        """Mean AUC over all runs of an arm at a label fraction, draws pooled; None where not evaluable."""
+        """Primary metric over all runs of an arm at a label fraction, draws pooled; None where not evaluable."""
         values = [
             value
             for labels in self.labels
@@ -159,6 +198,11 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
     names = [shown.get(arm, arm) for arm in order]
     classes = dict.fromkeys(row["class"] for row in rows if row["class"])
     compared = dict.fromkeys((row["arm_a"], row["arm_b"]) for row in rows if row["arm_b"])
+    kind = unit_kind({row["metric"] for row in rows})
+    if kind == "case":  # a study lists no conditions: those that predictions have, the unnamed ones last
+        findings = [*named(list(classes)), *(name for name in classes if name == OTHER)]
+    else:
+        findings = list(study["task"]["findings"] if study else classes)
     listed = [(a, b) for a, b in study["compare"]["pairs"]] if study else []
     return Results(
         rows=rows,
@@ -166,11 +210,27 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
         arms={
             arm: f"{name} ({arm})" if names.count(name) > 1 else name for arm, name in zip(order, names, strict=True)
         },
-        findings=study["task"]["findings"] if study else list(classes),
+        unit_kind=kind,
+        findings=findings,
         pairs=listed + [pair for pair in compared if pair not in listed],
         alpha=study["compare"]["alpha"] if study else 0.05,
-        resampling_unit=study["compare"]["resampling_units"][0] if study else "patient",
+        resampling_units=study["compare"]["resampling_units"] if study else ("patient",),
     )
+
+
+def words(metric: str, k: int | None) -> str:
+    """A metric as shown within a sentence: "mean AUC", "top-3 accuracy"."""
+    return _WORDS.get(metric) or metric.replace("_k_", f"-{k} ").replace("_", " ")
+
+
+def is_of(row: Row, metric: Metric) -> bool:
+    """Whether a row holds this metric."""
+    return (row["metric"], row["k"]) == (metric.name, metric.k)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter and the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def with_spread(row: Row | None) -> Cell:

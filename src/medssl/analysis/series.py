@@ -11,7 +11,7 @@ from medssl.analysis import figures
 from medssl.analysis.figures import Difference, Line, Panel
 from medssl.analysis.outcomes import difference_rows, slug
 from medssl.analysis.page import Figure
-from medssl.analysis.results import DECIMALS, Evaluation, Labels, Results
+from medssl.analysis.results import DECIMALS, Evaluation, Labels, Results, sentence
 from medssl.analysis.tables import percent
 
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -22,7 +22,6 @@ PRETRAINING_METRICS = {
     "contrastive_accuracy": "Contrastive accuracy",
     "projection_std": "Projection spread (0: collapsed)",
 }
-VALIDATION_METRIC = "validation_mean_auc"
 # Names of fine-tuning runs: the arm, then "fraction0.1-draw0-repeat0-…".
 FINETUNING_RUN = re.compile(r"(?P<arm>\S+) fraction(?P<fraction>[\d.e-]+?)-draw")
 
@@ -43,11 +42,12 @@ def methods(results: Results, arms: pa.Table) -> dict[str, dict[str, str]]:
 
 
 def label_efficiency(results: Results, where: Evaluation, arms: pa.Table) -> Figure | None:
-    """Mean AUC against label fraction, a panel an architecture; None where no mean AUC is evaluable."""
+    """Primary metric against label fraction, a panel an architecture; None where it is nowhere evaluable."""
     panels = _label_efficiency_panels(results, where, arms)
     if not panels:
         return None
-    name, title = f"label-efficiency-{slug(where)}", f"Mean AUC on {results.place(where)} by share of training labels"
+    name = f"label-efficiency-{slug(where)}"
+    title = f"{sentence(results.primary_words)} on {results.place(where)} by share of training labels"
     svg = figures.points(panels, name=name, title=title, description=_describe(panels))
     return Figure(name, svg, f"{title}. Points are means over repeats, bars one standard deviation to each side.")
 
@@ -74,13 +74,13 @@ def _label_efficiency_panels(results: Results, where: Evaluation, arms: pa.Table
                 lines.append(Line(name, list(known), means, low, high))
         ticks = [(fraction, f"{100 * fraction:.4g}") for fraction in fractions]
         if lines:
-            y_label = f"Mean AUC on {results.place(where)}"
+            y_label = f"{sentence(results.primary_words)} on {results.place(where)}"
             panels.append(Panel(architecture, "Share of the training labels, %", y_label, lines, ticks))
     return panels
 
 
 def forest(results: Results, where: Evaluation) -> Figure | None:
-    """Differences in mean AUC with their intervals; None where there is none."""
+    """Differences in the primary metric with their intervals; None where there is none."""
     rows = [
         Difference(
             f"{results.arms[row['arm_a']]} minus {results.arms[row['arm_b']]}",
@@ -88,20 +88,21 @@ def forest(results: Results, where: Evaluation) -> Figure | None:
             row["estimate"],
             None if row["ci_low"] is None else (row["ci_low"], row["ci_high"]),
         )
-        for row in difference_rows(results, where, metric="mean_auc")
-        if row["estimate"] is not None and row["resampling_unit"] == results.resampling_unit
+        for row in difference_rows(results, where, metrics=[results.primary])
+        if row["estimate"] is not None and row["resampling_unit"] == results.resampled(where)
     ]
     if not rows:
         return None
-    name, title = f"differences-{slug(where)}", f"Differences in mean AUC on {results.place(where)}"
+    name, title = f"differences-{slug(where)}", f"Differences in {results.primary_words} on {results.place(where)}"
     words = [
         f"{row.heading}, {row.name}: {row.estimate:.{DECIMALS}f}"
         + (f" from {row.ends[0]:.{DECIMALS}f} to {row.ends[1]:.{DECIMALS}f}" if row.ends else ", interval withheld")
         for row in rows
     ]
-    svg = figures.forest(rows, x_label="Difference in mean AUC", name=name, title=title, description="; ".join(words))
+    x_label = f"Difference in {results.primary_words}"
+    svg = figures.forest(rows, x_label=x_label, name=name, title=title, description="; ".join(words))
     caption = (
-        f"{title}, {results.level} intervals over {results.resampling_unit}s. Filled circles: the interval excludes "
+        f"{title}, {results.level} intervals over {results.resampled(where)}s. Filled circles: the interval excludes "
         "0. Crosses: the interval is withheld. Right of 0 the first arm is better."
     )
     return Figure(name, svg, caption)
@@ -127,7 +128,7 @@ def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> Figure | 
     groups: dict[tuple[str, float], list[Curve]] = defaultdict(list)
     for (run, metric), curve in _curves(history).items():
         match = FINETUNING_RUN.match(run)
-        if match and metric == VALIDATION_METRIC:
+        if match and metric == f"validation_{results.primary.log_name}":
             groups[match["arm"], float(match["fraction"])].append(curve)
     fractions = sorted({fraction for _, fraction in groups})
     panels = []
@@ -136,7 +137,7 @@ def finetuning(history: pa.Table, results: Results, arms: pa.Table) -> Figure | 
             lines = [_band(name, groups[arm, fraction]) for arm, name in names.items() if (arm, fraction) in groups]
             title = f"{architecture}, {percent(fraction)} of labels"
             if lines:
-                panels.append(Panel(title, "Step", "Mean AUC on validation", lines))
+                panels.append(Panel(title, "Step", f"{sentence(results.primary_words)} on validation", lines))
     caption = "Mean over the runs of an arm at the smallest and the largest label fraction; the band spans all of them."
     return _training_figure("finetuning", "Fine-tuning", panels, caption)
 

@@ -4,24 +4,18 @@ Small groups are named but not assessed: an AUC over a handful of patients says 
 out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medssl.analysis.compare import (
-    Bootstrap,
-    Progress,
-    Row,
-    Run,
-    measure,
-    read_runs,
-    selected_runs,
-    sort_rows,
-    with_interval,
-)
+from medssl.analysis.compare import Progress
+from medssl.analysis.measures import Bootstrap, measure, primary_row, resampled_as, sort_rows, with_interval
+from medssl.analysis.runs import Row, Run, read_runs, selected_runs
+from medssl.metrics import PRIMARY
 
 # Attribute to the column of the predictions that holds it.
 ATTRIBUTES = {
@@ -29,9 +23,36 @@ ATTRIBUTES = {
     "age_band": "age_years",
     "view_position": "view_position",
     "skin_type": "skin_type",
+    "skin_type_group": "skin_type",
     "site": "site",
 }
-UNKNOWN = "unknown"
+UNKNOWN, UNMAPPED = "unknown", "unmapped"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How values become groups.
+
+    Attributes:
+        age_edges: Edges of the age bands in years, strictly increasing.
+        skin_type_groups: Group to its skin types, each type in one; a type in none is `UNMAPPED`.
+    """
+
+    age_edges: Sequence[float]
+    skin_type_groups: Mapping[str, Sequence[str]]
+
+    def of_units(self, predictions: pa.Table, run: Run, attribute: str) -> NDArray[np.str_]:
+        """Group of each unit of a run, shape (n,); null, empty and "unknown" in any case are `UNKNOWN`."""
+        column = predictions[ATTRIBUTES[attribute]].take(pa.array(run.rows, type=pa.int64()))
+        if attribute == "age_band":
+            ages = column.cast(pa.float64()).to_numpy().astype(np.float64)
+            return age_bands(ages, age_edges=self.age_edges)
+        texts = ("" if value is None else str(value).strip() for value in column.to_pylist())
+        names = [UNKNOWN if text.lower() in ("", UNKNOWN) else text for text in texts]
+        if attribute == "skin_type_group":
+            group_of = {skin_type: group for group, types in self.skin_type_groups.items() for skin_type in types}
+            names = [name if name == UNKNOWN else group_of.get(name, UNMAPPED) for name in names]
+        return np.array(names)
 
 
 def age_bands(age_years: NDArray[np.float64], *, age_edges: Sequence[float]) -> NDArray[np.str_]:
@@ -55,53 +76,54 @@ def age_bands(age_years: NDArray[np.float64], *, age_edges: Sequence[float]) -> 
     return np.where(np.isnan(age_years), UNKNOWN, bands)
 
 
-def _groups_of_units(predictions: pa.Table, run: Run, attribute: str, age_edges: Sequence[float]) -> NDArray[np.str_]:
-    """Group of each unit of a run, shape (n,); null, empty and "unknown" in any case are "unknown"."""
-    column = predictions[ATTRIBUTES[attribute]].take(pa.array(run.rows, type=pa.int64()))
-    if attribute == "age_band":
-        ages = column.cast(pa.float64()).to_numpy().astype(np.float64)
-        return age_bands(ages, age_edges=age_edges)
-    texts = ("" if value is None else str(value).strip() for value in column.to_pylist())
-    return np.array([UNKNOWN if text.lower() in ("", UNKNOWN) else text for text in texts])
-
-
-def _too_small(rows: Sequence[Row], n_patients: int, min_patients: int) -> list[Row]:
+def _too_small(rows: Sequence[Row], run: Run, n_patients: int, min_patients: int) -> list[Row]:
     """The rows without their values."""
-    reason = f"{n_patients} patients, at least {min_patients} are needed"
+    reason = f"{n_patients} {run.group_kind}s, at least {min_patients} are needed"
     return [row | {"estimate": None, "status": "too_small", "reason": reason} for row in rows]
 
 
 def _group_rows(runs: Sequence[Run], subgroup: str, min_patients: int, settings: Bootstrap) -> list[list[Row]]:
-    """Rows of each run on the units of one group: the classes, then their mean."""
+    """Rows of each run on the units of one group, in the order of `measures.measures`."""
     n_patients = np.unique(runs[0].patients).size
     names = {"subgroup": subgroup, "repeat": "selected"}
     measured = [[row | names for row in measure(run)] for run in runs]
     if n_patients < min_patients:
-        return [_too_small(rows, n_patients, min_patients) for rows in measured]
+        return [_too_small(rows, runs[0], n_patients, min_patients) for rows in measured]
     replicates = settings.replicates(runs, "patient")
+    resampled = resampled_as(runs[0], "patient")
     return [
         [
-            with_interval(row, interval, "patient")
-            for row, interval in zip(rows, replicates.intervals(m, alpha=settings.alpha), strict=True)
+            with_interval(row, interval, resampled)
+            for row, interval in zip(rows, settings.intervals(replicates, runs[0], m), strict=True)
         ]
         for m, rows in enumerate(measured)
     ]
 
 
-def _gap_row(run: Run, attribute: str, label_of_unit: NDArray[np.str_], groups: dict[str, list[Row]]) -> Row:
-    """Largest minus smallest mean AUC among the groups whose mean covers the same classes as the whole set's.
-
-    A group that lacks a class averages over the others, easier or harder ones; its mean is not comparable.
-    """
-    whole = {row["class"] for row in measure(run) if row["estimate"] is not None}
-    means = {
-        label: rows[-1]
-        for label, rows in groups.items()
-        if whole and {row["class"] for row in rows if row["estimate"] is not None} == whole
+def _assessed(rows: Sequence[Row], run: Run) -> set[str]:
+    """What the primary metric covers: the classes that a mean over classes averages, and "" for itself."""
+    parts = {
+        row["class"] for row in rows if row["metric"] == PRIMARY[run.unit_kind].part and row["estimate"] is not None
     }
+    return parts | ({""} if primary_row(rows, run)["estimate"] is not None else set())
+
+
+def _gap_row(run: Run, attribute: str, label_of_unit: NDArray[np.str_], groups: dict[str, list[Row]]) -> Row:
+    """Largest minus smallest primary metric among the groups in which it covers the same as on the whole set.
+
+    A mean AUC of a group that lacks a class averages over the others, easier or harder ones; it is not comparable.
+    """
+    primary = PRIMARY[run.unit_kind]
+    whole = _assessed(measure(run), run)
+    means = {label: primary_row(rows, run) for label, rows in groups.items() if whole and _assessed(rows, run) == whole}
     left_out = sorted(f"{attribute}={label}" for label in groups.keys() - means.keys())
     note = f"left out: {', '.join(left_out)}" if left_out else ""
-    row = run.name_row() | {"metric": "mean_auc_gap", "subgroup": attribute, "repeat": "selected"}
+    row = run.name_row() | {
+        "metric": f"{primary.name}_gap",
+        "k": primary.k,
+        "subgroup": attribute,
+        "repeat": "selected",
+    }
     if len(means) < 2:
         reason = f"{len(means)} comparable groups, 2 are needed"
         return row | {"status": "not_evaluable", "reason": "; ".join(filter(None, (reason, note)))}
@@ -123,6 +145,7 @@ def analyze(
     *,
     by: Sequence[str],
     age_edges: Sequence[float],
+    skin_type_groups: Mapping[str, Sequence[str]],
     min_patients: int,
     num_replicates: int,
     alpha: float,
@@ -132,13 +155,15 @@ def analyze(
     """Evaluate the selected run of each arm, label fraction and draw within subgroups (supplement B.1.6).
 
     Rows are those of `compare.compare` with `subgroup` as "sex=Female"; resamples draw patients. The row with
-    metric "mean_auc_gap" and the bare attribute as `subgroup` is the largest minus the smallest mean AUC; it
-    has no interval, being a maximum over groups and so biased upwards under resampling.
+    metric "mean_auc_gap" (of cases "top_k_accuracy_gap") and the bare attribute as `subgroup` is the largest minus
+    the smallest primary metric; it has no interval, being a maximum over groups and so biased upwards under
+    resampling.
 
     Args:
         predictions: The predictions table, rows in any order.
-        by: Attributes, of "sex", "age_band", "view_position", "skin_type", "site".
+        by: Attributes, of `ATTRIBUTES`.
         age_edges: Edges of the age bands in years, increasing; used by "age_band" only.
+        skin_type_groups: Group to its skin types, for "skin_type_group"; a type in none is in the group "unmapped".
         min_patients: Groups with fewer get the status "too_small" and no value.
         num_replicates: 1,000 in the paper.
         alpha: 0.05 for 95 % intervals.
@@ -154,13 +179,13 @@ def analyze(
     absent = sorted({ATTRIBUTES[attribute] for attribute in by} - set(predictions.column_names))
     if absent:
         raise ValueError(f"predictions: columns {absent} are missing; re-run predict")
-    settings = Bootstrap(num_replicates, alpha, seed)
+    settings, grouping = Bootstrap(num_replicates, alpha, seed), Grouping(age_edges, skin_type_groups)
     groups = selected_runs(read_runs(predictions))
     rows: list[Row] = []
     for g, group in enumerate(groups):
         runs = list(group.values())
         for done, attribute in enumerate(by, start=g * len(by) + 1):
-            label_of_unit = _groups_of_units(predictions, runs[0], attribute, age_edges)
+            label_of_unit = grouping.of_units(predictions, runs[0], attribute)
             of_label = {}
             for label in np.unique(label_of_unit).tolist():
                 parts = [run.subset(label_of_unit == label) for run in runs]

@@ -7,6 +7,7 @@ from typing import Any
 
 from medssl import layout, schema
 from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig
+from medssl.metrics import PRIMARY, unit_kind
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store
 
@@ -78,6 +79,7 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
                 schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS),
                 by=config.by,
                 age_edges=config.age_edges,
+                skin_type_groups=config.skin_type_groups,
                 min_patients=config.min_patients,
                 num_replicates=config.num_replicates,
                 alpha=config.alpha,
@@ -157,11 +159,13 @@ def write_report(
 
 
 def headline_metrics(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int, float]]:
-    """Mean test AUC of each arm and label fraction, as MLflow shows it."""
+    """Primary test metric of each arm and label fraction, as MLflow shows it."""
+    primary = PRIMARY[unit_kind({row["metric"] for row in rows})]
     return [
-        (f"test_mean_auc/{row['arm_a']}/fraction{row['label_fraction']:g}", 0, row["estimate"])
+        (f"test_{primary.log_name}/{row['arm_a']}/fraction{row['label_fraction']:g}", 0, row["estimate"])
         for row in rows
-        if (row["split"], row["metric"], row["repeat"], row["subgroup"]) == ("test", "mean_auc", "mean", "all")
+        if (row["split"], row["metric"], row["k"]) == ("test", primary.name, primary.k)
+        and (row["repeat"], row["subgroup"]) == ("mean", "all")
         and row["arm_b"] is None
         and row["estimate"] is not None
         and row["draw"] == 0
