@@ -134,7 +134,7 @@ def demo_ir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=STUDIES, ids=[path.stem for path in STUDIES])
 def every_study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    study = load_study(request.param, overrides=["data.root=/tmp/x"])
+    study = load_study(request.param, overrides=["data.root=/tmp/x", "data.generate=null"])
     return compile_study(study, tmp_path_factory.mktemp(study.name))
 
 
@@ -259,7 +259,7 @@ def changed_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[st
         (["finetune.num_steps=100"], {"search-hyperparameters", "finetune", "write-report"}),
         (["report.title=Other"], {"write-report"}),
         (["resources.parallel_tasks=1"], set()),
-        (["data.root=/tmp/x"], set()),
+        (["data.root=/tmp/x", "data.generate=null"], set()),
         (["data.generate.seed=1"], set()),
     ],
     ids=lambda value: value[0] if isinstance(value, Sequence) else "",
