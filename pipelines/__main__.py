@@ -1,11 +1,13 @@
 """`python -m pipelines`: run, compile and inspect a study's DAG."""
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medssl import tracking
 from medssl.config import load_study
 from medssl.exit_codes import BAD_INPUT, FAILURE, OK, TERMINATED, BadInputError, TerminatedError
 from pipelines import local
@@ -88,7 +90,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _ui(options: argparse.Namespace) -> None:
     command = local.ui_command(options.out)
     sys.stdout.write(f"{' '.join(command)}\n")
-    subprocess.run(command, check=False)
+    subprocess.run(command, check=False, env={**tracking.ENVIRONMENT, **os.environ})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,13 +76,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "pretrain simclr" in line:
+            if "pretrain simclr:" in line:
                 break
         process.send_signal(signal.SIGKILL)
     printed = copy.finished()
     for stage in ("ingest", "assign_splits", "write_shards"):
         assert f"{stage}: unchanged, reused" in printed
     assert "fingerprint: unchanged" not in printed
+    assert (copy.out / "run.log").read_text().count("=== run began 20") == 2
+    assert re.search(r"^\[\d+/19\] search_hyperparameters random$", printed, flags=re.MULTILINE)
     return copy
 
 
@@ -256,7 +259,7 @@ def test_a_study_that_cannot_work_stops_before_any_work(tmp_path: Path, setting:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters", "predict"])
+@pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters micle", "predict"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_at_any_stage_ends_with_the_same_results(
     tmp_path: Path, moment: str, how: signal.Signals

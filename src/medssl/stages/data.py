@@ -10,6 +10,7 @@ from medssl import layout, schema
 from medssl.config import MAX_BYTES, MAX_PIXELS, DataConfig, ShardConfig, SplitConfig
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
+from medssl.progress import say
 from medssl.stages import step as steps
 from medssl.store import Store, StoreError, write_json
 
@@ -214,6 +215,9 @@ def write_shards(
                 ) from None
             summary = shards.write(table_path, private.folder / layout.SOURCES, Path(root), step.folder, config)
             counts = {"num_images": summary["num_images"], "num_undecodable": len(summary["undecodable"])}
+            if refused := sorted(summary["undecodable_by_reason"].items()):
+                reasons = ", ".join(f"{count} {reason}" for reason, count in refused)
+                say(f"{counts['num_undecodable']} of {sum(counts.values())} images set aside ({reasons})")
             step.finish("shards", counts, [(name, 0, value) for name, value in counts.items()])
     return step.result
 
@@ -235,13 +239,17 @@ def load_key(config: DataConfig, *, expected: str | None = None, create: bool = 
         BadInputError: There is none, or not the one that the run was submitted with.
     """
     key_file = os.environ.get(KEY_FILE_VARIABLE)
+    default_file = Path.home() / ".medssl" / "patient.key"
+    is_absent = not default_file.exists()
     key = PatientKey.load(
         config.key,
         key_file=Path(key_file) if key_file else None,
-        default_file=Path.home() / ".medssl" / "patient.key",
+        default_file=default_file,
         environment=os.environ,
         create=create,
     )
+    if create and is_absent and default_file.exists():
+        say(f"made a private patient key, {default_file}; keep it: another key gives other identifiers")
     if expected is not None and key.key_id != expected:
         raise BadInputError(
             f"the patient key here has key_id {key.key_id}, the run was submitted with {expected}; "
