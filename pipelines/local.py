@@ -27,7 +27,7 @@ from medssl.exit_codes import (
     TerminatedError,
     sigterm_as_exception,
 )
-from medssl.progress import MARK, TASK_MARK, duration
+from medssl.progress import MARK, TASK_MARK, counted, duration
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
 from pipelines import preflight
@@ -61,6 +61,8 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
     out_dir = out_dir.resolve()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise BadInputError("--out is a file, expected a folder for the results; give another --out") from None
     except OSError as error:
         raise BadInputError(f"the folder of the results cannot be made: {error.strerror}; give another --out") from None
     with sigterm_as_exception(), only_run_in(out_dir):
@@ -69,7 +71,7 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         key_id = preflight.check(study, root)
         plan = make_plan(study)
         _tell(
-            f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; "
+            f"study {study.name}: {counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train; "
             f"results in {out_dir}"
         )
         write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
@@ -288,7 +290,9 @@ def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:
     if page := tracking.page(finished.mlflow_run_id):
         _tell(f"          then {UI_ADDRESS}/{page}" if is_own else f"          {page}")
     _tell(f"          experiment {tracking.experiment_name()}, run {finished.mlflow_run_id}")
-    _tell(f"finished in {duration(seconds)}: {finished.num_executed} tasks done, {finished.num_reused} reused")
+    _tell(
+        f"finished in {duration(seconds)}: {counted(finished.num_executed, 'task')} done, {finished.num_reused} reused"
+    )
 
 
 def _tell(line: str) -> None:

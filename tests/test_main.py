@@ -62,7 +62,8 @@ def test_a_demo_set_is_never_written_over(demo: Path, capsys: pytest.CaptureFixt
     [
         (["assign-splits", STUDY], "input index is missing; give --input index=URI"),
         (["assign-splits", STUDY, "--input", "index"], "expected ROLE=URI"),
-        (["assign-splits", STUDY, "--input", "index=/nowhere/index/abc"], "ingest will make it anew"),
+        (["assign-splits", STUDY, "--input", f"index=/nowhere/index/{'0' * 64}"], "ingest will make it anew"),
+        (["assign-splits", STUDY, "--input", "index=foo"], "foo is no artifact's URI: expected <store>/<kind>/<sha"),
         (["pretrain", STUDY, "--item", "nothing"], "expected one of"),
         (["ingest", "nowhere.yaml"], "not found"),
         (["fingerprint", STUDY], "data.root is not set"),

@@ -48,6 +48,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, such as "1 task" or "2,000 tasks"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 class Progress:
     """Progress of one loop of known length, told at most every `every_s` seconds.
 

@@ -16,7 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from medssl import schema
+from medssl.config import load_study
 from medssl.store import MANIFEST
+from pipelines.plan import make_plan
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 900
@@ -99,7 +101,9 @@ def test_a_finished_run_leaves_every_result_with_its_digest(study: Copy) -> None
     )
     assert (study.out / "report" / "index.html").is_file()
     assert (study.out / "mlflow.db").is_file()
-    assert len(record["tasks"]) == 19
+    planned = make_plan(load_study(PROJECT / "pipelines" / "studies" / "tiny.yaml")).tasks
+    assert sorted(task["task"] for task in record["tasks"]) == sorted(planned)
+    assert len(planned) == 19
     assert all(task["code_version"] and task["seconds"] >= 0 for task in record["tasks"])
 
 
@@ -256,6 +260,15 @@ def test_a_study_that_cannot_work_stops_before_any_work(tmp_path: Path, setting:
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (copy.out / "run.log").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    generated = Copy(PROJECT, tmp_path / "file").run()
+    own = Copy(PROJECT, tmp_path / "out").run("--set", f"data.root={tmp_path / 'file'}", "--set", "data.generate=null")
+    assert (generated.returncode, own.returncode) == (78, 78)
+    assert generated.stderr.startswith("error: --out is a file, expected a folder")
+    assert own.stderr.startswith("error: data.root is a file, expected the folder")
 
 
 @pytest.mark.slow

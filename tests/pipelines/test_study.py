@@ -10,6 +10,7 @@ import yaml
 
 from medssl.config import Study, load_study
 from pipelines import study as study_module
+from pipelines.__main__ import main
 from pipelines.lint import lint
 from pipelines.plan import STAGES, make_plan
 from pipelines.study import compile_pipeline
@@ -281,6 +282,16 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
 def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
     stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
     assert stages == set(STAGES)
+
+
+def test_the_plan_lists_every_task_with_its_item(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", str(DEMO)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[4].split(maxsplit=1) == ["5", "pretrain simclr"]
+    assert printed[7].split(maxsplit=1) == ["8", "collect checkpoints level 2"]
+    assert printed[-1] == "22 tasks, 8 of them train"
+    assert main(["compile", str(DEMO), "--out", str(tmp_path / "pipeline.txt")]) == 78
+    assert "expected the name of a YAML file" in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_tasks_that_run() -> None:

@@ -10,7 +10,7 @@ from medssl import layout, schema
 from medssl.config import MAX_BYTES, MAX_PIXELS, DataConfig, ShardConfig, SplitConfig
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
-from medssl.progress import say
+from medssl.progress import counted, say
 from medssl.stages import step as steps
 from medssl.store import Store, StoreError, write_json
 
@@ -217,7 +217,7 @@ def write_shards(
             counts = {"num_images": summary["num_images"], "num_undecodable": len(summary["undecodable"])}
             if refused := sorted(summary["undecodable_by_reason"].items()):
                 reasons = ", ".join(f"{count} {reason}" for reason, count in refused)
-                say(f"{counts['num_undecodable']} of {sum(counts.values())} images set aside ({reasons})")
+                say(f"{counts['num_undecodable']} of {counted(sum(counts.values()), 'image')} set aside ({reasons})")
             step.finish("shards", counts, [(name, 0, value) for name, value in counts.items()])
     return step.result
 
