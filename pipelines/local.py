@@ -145,7 +145,7 @@ def _environment(study: Study, out_dir: Path) -> dict[str, str]:
     """Environment of all processes of the run; none of it is part of a cache key."""
     os.environ.pop("MLFLOW_RUN_ID", None)  # a run of the caller's is not a run of every task
     return {
-        **tracking.ENVIRONMENT,
+        **{name: os.environ.get(name, value) for name, value in tracking.ENVIRONMENT.items()},
         STORE_VARIABLE: str(out_dir / "store"),
         RUN_DIR_VARIABLE: str(out_dir),
         FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),

@@ -86,6 +86,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         assert f"{stage}: unchanged, reused" in printed
     assert "fingerprint: unchanged" not in printed
     assert (copy.out / "run.log").read_text().count("=== run began 20") == 2
+    assert re.search(r"write_shards: \d+ of 149 images set aside \(.*\d truncated", (copy.out / "run.log").read_text())
     assert re.search(r"^\[\d+/19\] search_hyperparameters random$", printed, flags=re.MULTILINE)
     return copy
 
