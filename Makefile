@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: STUDY=<study file> OUT=<folder of results> SET='section.key=value …' PYTHON=<python 3.11>"
+	@echo "  variables: STUDY=<study file> OUT=<folder of results> SET='section.key=value …' (no blanks in a value) PYTHON=<python 3.11>"
 
 setup: $(READY) ## make the virtual environment .venv with pinned versions
 
@@ -30,13 +30,13 @@ run: $(READY) ## run a study (default: the demo) on this machine
 ui: $(READY) ## open MLflow on the results in OUT (default: those of STUDY)
 	@$(BIN)/python -m pipelines ui "$(or $(OUT),runs/$(basename $(notdir $(STUDY))))"
 
-plan: $(READY) ## print what STUDY would run
+plan: $(READY) ## print the tasks of STUDY
 	@$(BIN)/python -m pipelines plan "$(STUDY)" $(foreach s,$(SET),--set "$(s)")
 
-compile: $(READY) ## write the pipeline of STUDY as KFP's YAML to OUT (default: pipeline.yaml)
-	@$(BIN)/python -m pipelines compile "$(STUDY)" --out "$(or $(OUT),pipeline.yaml)" $(foreach s,$(SET),--set "$(s)")
+compile: $(READY) ## write the pipeline of STUDY as KFP's YAML to OUT (default: runs/<study>.yaml)
+	@$(BIN)/python -m pipelines compile "$(STUDY)" --out "$(or $(OUT),runs/$(notdir $(STUDY)))" $(foreach s,$(SET),--set "$(s)")
 
-test: $(READY) ## run the tests
+test: $(READY) ## run the tests, but for those that take minutes
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY) ## run the tests that take minutes

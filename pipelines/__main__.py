@@ -1,13 +1,16 @@
 """`python -m pipelines`: run, compile and inspect a study's DAG."""
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medssl import tracking
 from medssl.config import load_study
 from medssl.exit_codes import BAD_INPUT, FAILURE, OK, TERMINATED, BadInputError, TerminatedError
+from medssl.progress import counted
 from pipelines import local
 from pipelines.plan import make_plan
 
@@ -44,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _study_arguments(compiled)
     compiled.add_argument("--out", type=Path, required=True, help="YAML file to write")
     compiled.set_defaults(command=_compile)
-    plan = commands.add_parser("plan", help="print what a study would run")
+    plan = commands.add_parser("plan", help="print the tasks of a study, finished or not")
     _study_arguments(plan)
     plan.set_defaults(command=_plan)
     ui = commands.add_parser("ui", help="open MLflow on the runs in a folder")
@@ -71,7 +74,10 @@ def _run(options: argparse.Namespace) -> None:
 def _compile(options: argparse.Namespace) -> None:
     from pipelines.study import compile_pipeline
 
+    if options.out.suffix not in (".yaml", ".yml"):
+        raise BadInputError(f"--out {options.out.name}: expected the name of a YAML file, such as pipeline.yaml")
     study = load_study(options.study, options.overrides)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     compile_pipeline(make_plan(study), options.out, parallel_tasks=study.resources.parallel_tasks)
     sys.stdout.write(f"{options.out}\n")
 
@@ -79,16 +85,15 @@ def _compile(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     study = load_study(options.study, options.overrides)
     plan = make_plan(study)
-    for level, items in (("pretrain (SimCLR)", plan.simclr), ("pretrain (MICLe)", plan.micle), ("arms", plan.arms)):
-        names = [str((item.get("run") or item.get("arm") or {})["name"]) for item in items]
-        sys.stdout.write(f"{level}: {', '.join(names) or 'none'}\n")
-    sys.stdout.write(f"{plan.num_tasks} tasks, {plan.num_training_processes} of them train\n")
+    for number, task in enumerate(plan.tasks, start=1):
+        sys.stdout.write(f"{number:3d}  {task}\n")
+    sys.stdout.write(f"{counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train\n")
 
 
 def _ui(options: argparse.Namespace) -> None:
     command = local.ui_command(options.out)
     sys.stdout.write(f"{' '.join(command)}\n")
-    subprocess.run(command, check=False)
+    subprocess.run(command, check=False, env={**tracking.ENVIRONMENT, **os.environ})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,24 @@ from medssl.exit_codes import (
     TerminatedError,
     sigterm_as_exception,
 )
-from medssl.progress import MARK, duration
+from medssl.progress import MARK, TASK_MARK, counted, duration
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
 from pipelines import preflight
 from pipelines.plan import make_plan
 from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
-from pipelines.publish import Finished, publish
+from pipelines.publish import Finished, publish, results
 
 STUDY_FILE = "study.json"
 OUTPUTS_FILE = "outputs.json"
 PIPELINE_FILE = "pipeline.yaml"
 LOG_FILE = "run.log"
+LOG_HEADING = "=== run began"  # followed by the time; the file keeps every run in the folder
+_NUM_TAIL_LINES = 40  # of the log, shown where a task failed without a reason of its own
 STATE_FILE = "state.json"
+UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens unless told otherwise
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_EXECUTING = re.compile(r"Executing task '([\w-]+)'")
 _CACHED = re.compile(r"Task ([\w-]+) cache hit")
 
 
@@ -58,6 +61,8 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
     out_dir = out_dir.resolve()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise BadInputError("--out is a file, expected a folder for the results; give another --out") from None
     except OSError as error:
         raise BadInputError(f"the folder of the results cannot be made: {error.strerror}; give another --out") from None
     with sigterm_as_exception(), only_run_in(out_dir):
@@ -66,7 +71,7 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         key_id = preflight.check(study, root)
         plan = make_plan(study)
         _tell(
-            f"study {study.name}: {plan.num_tasks} tasks, {plan.num_training_processes} of them train; "
+            f"study {study.name}: {counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train; "
             f"results in {out_dir}"
         )
         write_json(out_dir / STUDY_FILE, {"study": study.dump(), "root": str(root), "key_id": key_id})
@@ -78,11 +83,12 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
 def _run_tracked(study: Study, out_dir: Path, num_tasks: int) -> Finished:
     """Execute the pipeline under a parent run that is closed whatever happens."""
     parent, status, started_unix_s = "", "FAILED", time.time()
+    store = Store.from_environment()
     finished: Finished | None = None
     try:
         parent = _start_tracking(study, _open_state(out_dir, study), out_dir)
         _execute_in_child(out_dir, num_tasks)
-        finished = publish(out_dir, Store.from_environment(), study, parent, started_unix_s=started_unix_s)
+        finished = publish(out_dir, store, study, parent, started_unix_s=started_unix_s)
         status = "FINISHED"
     except (TerminatedError, KeyboardInterrupt):
         status = "KILLED"
@@ -91,7 +97,7 @@ def _run_tracked(study: Study, out_dir: Path, num_tasks: int) -> Finished:
         tracking.end_study(
             parent,
             status,
-            cached=finished.cached if finished else {},
+            tasks=finished.tasks if finished else results(store),
             metrics=finished.metrics if finished else {},
             report=str(out_dir / "report") if finished else "",
         )
@@ -139,6 +145,7 @@ def _environment(study: Study, out_dir: Path) -> dict[str, str]:
     """Environment of all processes of the run; none of it is part of a cache key."""
     os.environ.pop("MLFLOW_RUN_ID", None)  # a run of the caller's is not a run of every task
     return {
+        **{name: os.environ.get(name, value) for name, value in tracking.ENVIRONMENT.items()},
         STORE_VARIABLE: str(out_dir / "store"),
         RUN_DIR_VARIABLE: str(out_dir),
         FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),
@@ -224,7 +231,8 @@ def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
         stopping(child.pid) as stop,
     ):
         assert child.stdout is not None
-        with (out_dir / LOG_FILE).open("w") as log:
+        with (out_dir / LOG_FILE).open("a", encoding="utf-8") as log:
+            log.write(f"{LOG_HEADING} {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
             _follow(child.stdout, log, num_tasks)
         code = child.wait()
     if stop.requested:
@@ -237,8 +245,8 @@ def _execute_in_child(out_dir: Path, num_tasks: int) -> None:
         raise TerminatedError(reason["message"])
     if reason.get("exit_code") == BAD_INPUT:
         raise BadInputError(reason["message"])
-    tail = "".join((out_dir / LOG_FILE).read_text(errors="replace").splitlines(keepends=True)[-40:])
-    sys.stderr.write(tail)
+    written = (out_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace").rpartition(LOG_HEADING)[2]
+    sys.stderr.write("".join(written.splitlines(keepends=True)[1:][-_NUM_TAIL_LINES:]))
     raise RuntimeError(f"a task failed ({reason.get('message', 'no reason given')}); see {out_dir / LOG_FILE}")
 
 
@@ -249,9 +257,9 @@ def _follow(lines: Iterator[str] | Any, log: Any, num_tasks: int) -> None:
         line = _ANSI.sub("", raw)
         log.write(line)
         log.flush()
-        if task := _EXECUTING.search(line):
+        if TASK_MARK in line:
             seen += 1
-            _tell(f"[{seen}/{num_tasks}] {_stage_of(task[1])}")
+            _tell(f"[{seen}/{num_tasks}] {line.split(TASK_MARK, 1)[1].rstrip()}")
         elif task := _CACHED.search(line):
             seen += 1
             _tell(f"[{seen}/{num_tasks}] {_stage_of(task[1])}: unchanged, reused")
@@ -274,9 +282,14 @@ def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:
     _tell("")
     _tell(f"report:   {out_dir / 'report' / layout.REPORT}")
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    _tell(f"MLflow:   {' '.join(ui_command(out_dir)) if uri == _tracking_uri(out_dir) else uri}")
+    is_own = uri == _tracking_uri(out_dir)
+    _tell(f"MLflow:   {' '.join(ui_command(out_dir)) if is_own else uri}")
+    if page := tracking.page(finished.mlflow_run_id):
+        _tell(f"          then {UI_ADDRESS}/{page}" if is_own else f"          {page}")
     _tell(f"          experiment {tracking.experiment_name()}, run {finished.mlflow_run_id}")
-    _tell(f"finished in {duration(seconds)}: {finished.num_executed} tasks done, {finished.num_reused} reused")
+    _tell(
+        f"finished in {duration(seconds)}: {counted(finished.num_executed, 'task')} done, {finished.num_reused} reused"
+    )
 
 
 def _tell(line: str) -> None:

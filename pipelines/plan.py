@@ -53,11 +53,26 @@ class Plan:
     code_versions: Mapping[str, str]
 
     @property
+    def tasks(self) -> list[str]:
+        """Stage and item of every task of a whole run, level by level."""
+        arms = [str(item["arm"]["name"]) for item in self.arms]
+        listed = ["fingerprint", "ingest", "assign_splits", "write_shards"]
+        for level in filter(None, (self.simclr, self.micle)):
+            listed += [f"pretrain {item['run']['name']}" for item in level]
+            listed.append(
+                "collect checkpoints level 2" if level is self.micle and self.simclr else "collect checkpoints"
+            )
+        listed += [f"search_hyperparameters {arm}" for arm in arms] + ["select"]
+        listed += [f"finetune {arm}" for arm in arms] + ["collect models"]
+        if self.external:
+            listed += [f"prepare_external {item['name']}" for item in self.external] + ["collect datasets"]
+        listed += [f"predict {arm}" for arm in arms]
+        return [*listed, "compare", "analyze_subgroups", "write_report"]
+
+    @property
     def num_tasks(self) -> int:
         """Tasks of a whole run."""
-        levels = [self.simclr, self.micle, self.external]
-        pretraining = sum(len(level) + 1 for level in levels if level)
-        return len(("fingerprint", "ingest", "assign_splits", "write_shards")) + pretraining + 3 * len(self.arms) + 5
+        return len(self.tasks)
 
     @property
     def num_training_processes(self) -> int:

@@ -20,6 +20,8 @@ def check(study: Study, root: Path) -> str:
     """
     from medssl.data import readers, splits
 
+    if root.is_file():
+        raise BadInputError("data.root is a file, expected the folder of the data set; give the folder that holds it")
     key = load_key(study.data, create=True)
     index = readers.read(root, study.data, key).index
     for one in study.external:

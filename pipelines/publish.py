@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl import layout, schema
+from medssl import layout, schema, tracking
 from medssl.config import Study
 from medssl.exit_codes import BadInputError
 from medssl.stages.analysis import headline_metrics
@@ -33,14 +33,14 @@ class Finished:
 
     Attributes:
         mlflow_run_id: Of the parent run.
-        cached: Name by step key of every task whose earlier result was used.
+        tasks: By step key, with those whose earlier result was used marked.
         num_executed: Tasks that did their work in this run.
         num_reused: The others.
         metrics: Headline numbers.
     """
 
     mlflow_run_id: str
-    cached: Mapping[str, str]
+    tasks: Mapping[str, tracking.TaskResult]
     num_executed: int
     num_reused: int
     metrics: Mapping[str, float]
@@ -101,8 +101,23 @@ def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, st
             ],
         },
     )
-    cached = {step["step_key"]: _name(step) for step in reused}
-    return Finished(mlflow_run_id, cached, len(steps) - len(reused), len(reused), _headline(out_dir))
+    tasks = {step["step_key"]: _result(step, is_reused=step in reused) for step in steps}
+    return Finished(mlflow_run_id, tasks, len(steps) - len(reused), len(reused), _headline(out_dir))
+
+
+def results(store: Store) -> dict[str, tracking.TaskResult]:
+    """By step key, every finished task of a store."""
+    return {record["step_key"]: _result(record) for record in store.records()}
+
+
+def _result(step: Mapping[str, Any], *, is_reused: bool = False) -> tracking.TaskResult:
+    return tracking.TaskResult(
+        name=_name(step),
+        output=f"{step['output']['kind']}/{step['output']['digest']}",
+        metrics=[(name, number, value) for name, number, value in step["metrics"]],
+        finished_unix_s=step["finished_unix_s"],
+        is_reused=is_reused,
+    )
 
 
 def lineage(store: Store, digest: str) -> list[dict[str, Any]]:

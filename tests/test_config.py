@@ -22,19 +22,47 @@ DEMO = STUDIES / "demo.yaml"
 
 
 def test_overrides_reach_into_sections_and_lists() -> None:
-    study = load_study(DEMO, ["finetune.seed=7", "pretraining.0.seed=8", "data.root=/somewhere"])
-    assert (study.finetune.seed, study.pretraining[0].seed, study.data.root) == (7, 8, "/somewhere")
+    study = load_study(DEMO, ["finetune.seed=7", "pretraining.0.seed=8", "report.title=T"])
+    assert (study.finetune.seed, study.pretraining[0].seed, study.report.title) == (7, 8, "T")
+
+
+def test_an_override_names_a_thing_in_a_list_by_its_name() -> None:
+    study = load_study(DEMO, ["pretraining.micle.num_steps=30", "arms.random.method=R"])
+    assert [run.num_steps for run in study.pretraining] == [150, 30]
+    assert study.arms[0].method == "R"
 
 
 def test_every_shipped_study_is_valid() -> None:
     for path in STUDIES.glob("*.yaml"):
-        assert load_study(path, ["data.root=/somewhere"]).arms
+        assert load_study(path, ["data.root=/somewhere", "data.generate=null"]).arms
+
+
+def test_a_folder_of_data_and_generated_data_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"exclude each other; .* --set data.generate=null --set data.key=private"):
+        load_study(DEMO, ["data.root=/somewhere"])
+
+
+def test_an_empty_study_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml is empty"):
+        load_study(tmp_path / "s.yaml")
+
+
+def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(DEMO.read_text().replace("name: demo\ndata:", "nmae: demo\ndata:"))
+    with pytest.raises(ConfigError) as refused:
+        load_study(tmp_path / "s.yaml")
+    assert str(refused.value).startswith('s.yaml: unknown key "nmae" (did you mean "name"?); possible here: ')
+    assert "is missing" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("finetune.learning_rate=1", 'unknown key "finetune.learning_rate"; possible here: .*learning_rates'),
+        (
+            "finetune.learning_rate=1",
+            'unknown key "finetune.learning_rate" .did you mean "learning_rates"..; possible here: .*learning_rates',
+        ),
         ("splits.train=0.9", "fractions must sum to 1"),
         ("splits.train=1000", "three fractions or three numbers"),
         ("finetune.label_fractions=[0.1, 2]", "label_fractions.1.*found 2"),
@@ -63,7 +91,10 @@ def test_every_shipped_study_is_valid() -> None:
         ("splits.seed=[1", r"--set splits.seed=\[1: the value cannot be read as YAML; close brackets"),
         ("splits.seed=2026-02-31", "the value cannot be read as YAML"),
         ("splits.seed=" + "[" * 1000, "the value cannot be read as YAML"),
-        ("arms.².init=random", "does not name a section"),
+        ("arms.².init=random", "does not name an item of this list"),
+        ("pretraining.simcl.seed=1", "simcl does not name an item of this list; possible here: simclr, micle, 0, 1$"),
+        ("pretraining.micle.init=foo", r"neither random nor among \['simclr'\]"),
+        ("finetune.learning_rates=0.1", "Input should be a list, found 0.1"),
         ("arms.0.init=foo", "init foo is neither random nor among"),
         ("arms.0.encoder=foo", "encoder foo is not among"),
         ("arms.1.name=random", "found twice: .*random"),
@@ -75,7 +106,7 @@ def test_every_shipped_study_is_valid() -> None:
         ("arms=[]", "at least one arm"),
         ("name=Bad Name", "String should match pattern"),
         ("foo", "expected section.key=value"),
-        ("pretraining.9.seed=1", "does not name a section"),
+        ("pretraining.9.seed=1", "does not name an item"),
     ],
 )
 def test_a_wrong_study_is_refused_with_the_key_and_the_remedy(override: str, message: str) -> None:
@@ -158,7 +189,8 @@ def test_a_digest_knows_values_not_their_order_or_number_type() -> None:
 def test_resources_wording_and_the_place_of_the_data_leave_the_study_digest_as_it_is() -> None:
     study = load_study(DEMO)
     assert study.digest == load_study(DEMO, ["resources.processes=2", "report.title=Other"]).digest
-    assert study.digest == load_study(DEMO, ["data.root=/elsewhere"]).digest
+    here, there = (load_study(DEMO, ["data.generate=null", f"data.root=/{place}"]) for place in ("here", "there"))
+    assert here.digest == there.digest
     assert study.digest != load_study(DEMO, ["data.name=other"]).digest
     assert study.digest != load_study(DEMO, ["finetune.seed=5"]).digest
 

@@ -27,7 +27,7 @@ def test_stages_run_one_by_one_from_the_command_line(
 ) -> None:
     monkeypatch.setenv("MEDSSL_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    common = [STUDY, "--set", f"data.root={demo}"]
+    common = [STUDY, "--set", f"data.root={demo}", "--set", "data.generate=null"]
     source = stage(capsys, "fingerprint", *common)
     index = stage(capsys, "ingest", *common, "--input", f"source={source['uri']}")
     splits = stage(capsys, "assign-splits", *common, "--input", f"index={index['uri']}")
@@ -42,7 +42,7 @@ def test_an_image_id_leads_to_its_file_through_the_private_store_alone(
     from medssl import layout, schema
 
     monkeypatch.setenv("MEDSSL_STORE", str(tmp_path / "store"))
-    common = [STUDY, "--set", f"data.root={demo}"]
+    common = [STUDY, "--set", f"data.root={demo}", "--set", "data.generate=null"]
     source = stage(capsys, "fingerprint", *common)
     index = stage(capsys, "ingest", *common, "--input", f"source={source['uri']}")
     image_id = schema.read(Path(index["uri"]) / layout.INDEX, schema.INDEX)["image_id"][0].as_py()
@@ -70,7 +70,8 @@ def test_a_demo_set_is_never_written_over(demo: Path, capsys: pytest.CaptureFixt
     [
         (["assign-splits", STUDY], "input index is missing; give --input index=URI"),
         (["assign-splits", STUDY, "--input", "index"], "expected ROLE=URI"),
-        (["assign-splits", STUDY, "--input", "index=/nowhere/index/abc"], "ingest will make it anew"),
+        (["assign-splits", STUDY, "--input", f"index=/nowhere/index/{'0' * 64}"], "ingest will make it anew"),
+        (["assign-splits", STUDY, "--input", "index=foo"], "foo is no artifact's URI: expected <store>/<kind>/<sha"),
         (["pretrain", STUDY, "--item", "nothing"], "expected one of"),
         (["ingest", "nowhere.yaml"], "not found"),
         (["fingerprint", STUDY], "data.root is not set"),

@@ -95,3 +95,11 @@ def test_a_remote_store_keeps_the_same_addresses(tmp_path: Path) -> None:
     recalled = remote.recall("k")
     assert recalled is not None
     assert recalled.uri == uri
+
+
+def test_a_new_store_is_open_to_its_owner_alone_and_an_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
+    put(Store(str(tmp_path / "new")), kind="shards")
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+    (tmp_path / "shared").mkdir(mode=0o755)
+    put(Store(str(tmp_path / "shared")))
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755

@@ -1,4 +1,9 @@
+import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -83,8 +88,9 @@ def test_a_reused_task_is_linked_to_the_run_that_did_the_work(client: MlflowClie
     (original,) = children(client, first)
     second = start(tmp_path, "other")
     step_key = original.data.tags[tracking.STEP_KEY_TAG]
+    reused = tracking.TaskResult("ingest", "index/0", [], 0.0, is_reused=True)
     for _ in range(2):  # ending twice links once
-        tracking.end_study(second, "FINISHED", cached={step_key: "ingest"}, metrics={"auc": 0.5}, report="")
+        tracking.end_study(second, "FINISHED", tasks={step_key: reused}, metrics={"auc": 0.5}, report="")
     (linked,) = children(client, second)
     assert linked.data.tags[tracking.CACHED_FROM_TAG] == original.info.run_id
     assert linked.data.metrics == original.data.metrics
@@ -94,7 +100,7 @@ def test_a_reused_task_is_linked_to_the_run_that_did_the_work(client: MlflowClie
 def test_no_run_stays_running_after_the_end(client: MlflowClient, tmp_path: Path) -> None:
     parent = start(tmp_path)
     tracking.start_task("killed", "some step key")
-    tracking.end_study(parent, "KILLED", cached={}, metrics={}, report="")
+    tracking.end_study(parent, "KILLED", tasks={}, metrics={}, report="")
     assert {run.info.status for run in children(client, parent)} == {"KILLED"}
     assert client.get_run(parent).info.status == "KILLED"
 
@@ -117,7 +123,113 @@ def test_a_store_that_cannot_be_reached_costs_no_result(
     assert "MLflow cannot be reached" in capsys.readouterr().out
 
 
+def table(database: str, *, rename: tuple[str, str]) -> None:
+    """Another connection takes a table of the store away or gives it back; whoever needs it is refused at once."""
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute(f"ALTER TABLE {rename[0]} RENAME TO {rename[1]}")
+
+
+def test_a_store_that_another_connection_locks_for_a_moment_gets_every_record(
+    client: MlflowClient, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = start(tmp_path)
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"), check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(0.7, other.rollback)
+        release.start()
+        work(Store(str(tmp_path / "store")))
+        release.join()
+    (child,) = children(client, parent)
+    assert (child.data.params["rate"], child.data.metrics["images"], child.info.status) == ("0.1", 3.0, "FINISHED")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_store_that_refuses_for_a_moment_is_asked_again(
+    client: MlflowClient, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = start(tmp_path)
+    table(database, rename=("params", "away"))
+    back = threading.Timer(0.7, table, args=[database], kwargs={"rename": ("away", "params")})
+    back.start()
+    work(Store(str(tmp_path / "store")))
+    back.join()
+    (child,) = children(client, parent)
+    assert (child.data.params["rate"], child.data.metrics["images"], child.info.status) == ("0.1", 3.0, "FINISHED")
+    assert "warning" not in capsys.readouterr().out
+
+
+def results_of(store: Store) -> dict[str, tracking.TaskResult]:
+    return {
+        r["step_key"]: tracking.TaskResult("ingest", "index/1", r["metrics"], r["finished_unix_s"])
+        for r in store.records()
+    }
+
+
+def test_a_run_that_lost_its_end_is_completed_from_the_result_when_the_study_ends(
+    client: MlflowClient,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.2)
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with steps.start("ingest", store=store, code_version="1", config={}, inputs={}) as step:
+        table(database, rename=("metrics", "away"))
+        step.finish("index", {}, [("images", 0, 3.0)])
+    table(database, rename=("away", "metrics"))
+    warning = capsys.readouterr().out
+    assert "does not take this task's records (OperationalError: no such table" in warning
+    assert str(tmp_path) not in warning
+    (lost,) = children(client, parent)
+    assert (lost.info.status, lost.data.metrics) == ("RUNNING", {})
+    tracking.end_study(parent, "KILLED", tasks=results_of(store), metrics={}, report="")
+    (child,) = children(client, parent)
+    assert (child.info.run_id, child.info.status) == (lost.info.run_id, "FINISHED")
+    assert child.data.metrics == {"images": 3.0}
+    assert child.data.tags["medssl.output"] == "index/1"
+
+
+def test_a_finished_study_shows_a_task_whose_run_could_not_be_opened(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI")
+        work(store)
+    for _ in range(2):  # ending twice shows it once
+        tracking.end_study(parent, "FINISHED", tasks=results_of(store), metrics={}, report="")
+    (child,) = children(client, parent)
+    assert (child.info.run_name, child.info.status, child.data.metrics["images"]) == ("ingest", "FINISHED", 3.0)
+
+
+def test_a_task_that_failed_after_an_earlier_success_stays_failed(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI")
+        work(store)
+    with pytest.raises(BadInputError):
+        work(store, fail=True)
+    tracking.end_study(parent, "FAILED", tasks=results_of(store), metrics={}, report="")
+    (child,) = children(client, parent)
+    assert (child.info.status, child.data.metrics) == ("FAILED", {})
+
+
+def test_the_page_of_a_run_names_its_experiment(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.0)
+    parent = start(tmp_path)
+    assert tracking.page(parent) == f"#/experiments/{client.get_run(parent).info.experiment_id}/runs/{parent}"
+    assert tracking.page("0" * 32) == ""
+
+
 def test_without_a_tracking_uri_nothing_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert not tracking.is_on()
     work(Store(str(tmp_path / "store")))
+    code = "import sys; from medssl import tracking; tracking.start_task('a', 'b').metrics([('c', 0, 1.0)])"
+    code += "; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return code
     return OK
+
+
+_URI = re.compile(r"/[a-z_]+/[0-9a-f]{64}/?$")  # of an artifact
 
 
 class Call:
@@ -349,6 +353,8 @@ def _pair(text: str) -> tuple[str, str]:
     role, separator, uri = text.partition("=")
     if not separator:
         raise ConfigError(f"--input {text}: expected ROLE=URI")
+    if not _URI.search(uri):
+        raise ConfigError(f"--input {text}: {uri} is no artifact's URI: expected <store>/<kind>/<sha256>")
     return role, uri
 
 

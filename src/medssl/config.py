@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -149,6 +150,11 @@ class DataConfig(Section):
     def _has_a_source(self) -> Self:
         if self.root is None and self.generate is None:
             raise ValueError("data.root is not set; give the folder of the data set: --set data.root=/path/to/folder")
+        if self.root is not None and self.generate is not None:
+            raise ValueError(
+                "data.root and data.generate exclude each other; for your own data use another study file, or "
+                "--set data.generate=null --set data.key=private"
+            )
         return self
 
     @property
@@ -473,7 +479,8 @@ class Study(Section):
             if item.encoder not in self.encoders:
                 raise ValueError(f"{kind}: {item.name}: encoder {item.encoder} is not among {sorted(self.encoders)}")
             if item.init != RANDOM_INITIALIZATION and item.init not in runs:
-                raise ValueError(f"{kind}: {item.name}: init {item.init} is neither random nor among {sorted(runs)}")
+                others = sorted(runs - {item.name}) if kind == "pretraining" else sorted(runs)
+                raise ValueError(f"{kind}: {item.name}: init {item.init} is neither random nor among {others}")
             if item.init in runs and encoder_of[item.init] != item.encoder:
                 raise ValueError(f"{kind}: {item.name} and its init {item.init} have different encoders")
         method_of = {run.name: run.method for run in self.pretraining}
@@ -535,7 +542,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         path: A YAML file.
-        overrides: "section.key=value" each, value in YAML; "pretraining.0.seed=3" reaches into lists.
+        overrides: "section.key=value" each, value in YAML; "pretraining.0.seed=3" reaches into lists, and so does
+            the name of a thing in place of its number: "pretraining.simclr.seed=3".
 
     Raises:
         ConfigError: The file is absent, no YAML, or does not describe a study. One line a problem.
@@ -548,6 +556,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(f"study file {path.name} cannot be read: {error.strerror}; give a YAML file") from None
     except _NO_YAML as error:
         raise ConfigError(f"study file {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+    if raw is None:
+        raise ConfigError(f"study file {path.name} is empty; see pipelines/studies/")
     if not isinstance(raw, dict):
         raise ConfigError(f"study file {path.name}: expected sections with keys, found {type(raw).__name__}")
     for override in overrides:
@@ -564,17 +574,33 @@ def validate(kind: type[S], raw: object, where: str) -> S:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, problem) for problem in error.errors())) from None
+        raise ConfigError(f"{where}: " + "; ".join(_explain_all(kind, error.errors()))) from None
+
+
+def _explain_all(kind: type[BaseModel], problems: Sequence[Any]) -> list[str]:
+    """One sentence a problem: misspelt keys first, and a required key that one of them means is not called missing."""
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    meant = {(*problem["loc"][:-1], _meant(kind, problem["loc"])) for problem in unknown}
+    others = [p for p in problems if p not in unknown and not (p["type"] == "missing" and p["loc"] in meant)]
+    return [_explain(kind, problem) for problem in [*unknown, *others]]
+
+
+def _meant(kind: type[BaseModel], location: Sequence[str | int]) -> str:
+    """The key that an unknown one at `location` is most like, or ""."""
+    *section, key = location
+    return next(iter(get_close_matches(str(key), _keys_at(kind, section), 1)), "")
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         possible = ", ".join(sorted(_keys_at(kind, problem["loc"][:-1])))
-        return f'unknown key "{key}"; possible here: {possible}'
-    message = problem["msg"].removeprefix("Value error, ")
+        meant = _meant(kind, problem["loc"])
+        question = f' (did you mean "{meant}"?)' if meant else ""
+        return f'unknown key "{key}"{question}; possible here: {possible}'
     if problem["type"] == "missing":
         return f'key "{key}" is missing'
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")  # YAML has no tuples
     found = "" if isinstance(problem["input"], dict | list) else f", found {problem['input']!r}"
     return f'"{key}": {message}{found}' if key else message
 
@@ -608,8 +634,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"--set {override}: the value cannot be read as YAML; close brackets and quotation marks"
         ) from None
-    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
-        node[int(last)] = value
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
@@ -617,14 +643,27 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-        return node[int(part)]
+    if isinstance(node, list):
+        return node[_position(node, part, override)]
     if not isinstance(node, dict):
         raise ConfigError(f"--set {override}: {part} does not name a section of the study")
     child = node.setdefault(part, {})
     if child is None:
         child = node[part] = {}
     return child
+
+
+def _position(items: Sequence[Any], part: str, override: str) -> int:
+    """Where in a list of the study `part` points: at the thing with that name, or by number."""
+    names = [str(item.get("name")) for item in items if isinstance(item, dict)]
+    if names.count(part) == 1 and len(names) == len(items):
+        return names.index(part)
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    possible = [*(names if len(names) == len(items) else ()), *map(str, range(len(items)))]
+    raise ConfigError(
+        f"--set {override}: {part} does not name an item of this list; possible here: {', '.join(possible) or 'none'}"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -1,19 +1,46 @@
 """Progress lines of long loops: how far, how fast, how long still.
 
-Every line starts with a mark, so that a parent process can tell it from the chatter of libraries.
+Every line starts with a mark, so that a parent process can tell it from the chatter of libraries, and names the task
+that it comes from, since two tasks may talk at the same time.
 """
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 MARK = "» "
+TASK_MARK = "▸ "  # a task begins
+TASK_VARIABLE = "MEDSSL_TASK"
 
 
 def say(message: str) -> None:
-    """Print one line for the person who watches the run."""
+    """Print one line for the person who watches the run; within a task it starts with the task's name."""
+    task = os.environ.get(TASK_VARIABLE, "")
+    if task and not message.startswith(task):
+        stage = task.partition(" ")[0]
+        message = f"{task}: {message.removeprefix(f'{stage}: ')}"
     sys.stdout.write(f"{MARK}{message}\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def begin_task(name: str) -> Iterator[None]:
+    """Tell that a task begins; within, it and the processes that it starts speak under its name.
+
+    A step inside a task is part of it and begins silently.
+    """
+    if TASK_VARIABLE in os.environ:
+        yield
+        return
+    sys.stdout.write(f"{TASK_MARK}{name}\n")
+    sys.stdout.flush()
+    os.environ[TASK_VARIABLE] = name
+    try:
+        yield
+    finally:
+        del os.environ[TASK_VARIABLE]
 
 
 def duration(seconds: float) -> str:
@@ -21,6 +48,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, such as "1 task" or "2,000 tasks"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 class Progress:

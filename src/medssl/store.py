@@ -112,8 +112,7 @@ class Store:
     @contextmanager
     def build(self) -> Iterator[Path]:
         """An empty local folder in which to make an artifact; removed unless `put` has taken it."""
-        (self._scratch / "tmp").mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="build-", dir=self._scratch / "tmp"))
+        folder = Path(tempfile.mkdtemp(prefix="build-", dir=self._folder("tmp")))
         try:
             yield folder
         finally:
@@ -211,17 +210,21 @@ class Store:
 
     def work_dir(self, key: str) -> Path:
         """The local folder for unfinished work on what `key` describes; kept until `forget_work`."""
-        folder = self._scratch / "work" / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self._folder("work", key)
 
     def forget_work(self, key: str) -> None:
         """Remove the unfinished work on `key`."""
         shutil.rmtree(self._scratch / "work" / key, ignore_errors=True)
 
-    def _write(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
-        folder = self._scratch / kind
+    def _folder(self, *names: str) -> Path:
+        """A local folder; a new store is open to its owner alone, since shards and checkpoints come from patients."""
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self._scratch.joinpath(*names)
         folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _write(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
+        folder = self._folder(kind)
         write_json(folder / f"{key}.json", entry)
         if not self._local:
             self._fs.put_file(str(folder / f"{key}.json"), f"{self.root}/{kind}/{key}.json")

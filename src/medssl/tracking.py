@@ -2,15 +2,17 @@
 
 A run is found by a tag before it is made, so a retried, resumed or repeated task writes into the run it had. Without
 MLFLOW_TRACKING_URI nothing is tracked and MLflow is not imported. A tracking server that fails costs a warning,
-never a result.
+never a result; what a run lost meanwhile is completed from the store when the study ends.
 """
 
 import logging
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from medssl.progress import say
 
@@ -22,6 +24,9 @@ RUN_KEY_VARIABLE = "MEDSSL_RUN_KEY"
 RUN_KEY_TAG = "medssl.run_key"
 STEP_KEY_TAG = "medssl.step_key"
 CACHED_FROM_TAG = "medssl.cached_from"
+OUTPUT_TAG = "medssl.output"
+# For every process that imports MLflow: it reports its use to its makers unless told otherwise.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType({"MLFLOW_DISABLE_TELEMETRY": "true"})
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
 _DEFAULT_EXPERIMENT = "medssl"
@@ -29,6 +34,16 @@ _BATCH = 1000  # metrics that one request may carry
 _PARAMS_PER_REQUEST = 100
 _MAX_PARAM_CHARS = 6000
 _MAX_DIGEST_CHARS = 36
+# Two tasks that write to one SQLite file at the same moment: one of them is refused at once, without a wait.
+_PATIENCE_S = 5.0
+_FIRST_WAIT_S = 0.1
+_PATH = re.compile(r"\S*[/\\]\S*")
+_MAX_REASON_CHARS = 200
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Measured = tuple[str, int, float]  # name, step, value
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,25 @@ class Input:
     uri: str
 
 
+@dataclass(frozen=True)
+class TaskResult:
+    """What the store knows of a finished task: enough to complete a run that missed its end.
+
+    Attributes:
+        name: Stage and item.
+        output: Kind and digest of the artifact that it made.
+        metrics: As it logged them at its end.
+        finished_unix_s: When.
+        is_reused: Whether an earlier run of the study did the work.
+    """
+
+    name: str
+    output: str
+    metrics: Sequence[Measured]
+    finished_unix_s: float
+    is_reused: bool = False
+
+
 @dataclass
 class TaskRun:
     """The nested run of one task; every method does nothing where tracking is off or broken."""
@@ -49,6 +83,8 @@ class TaskRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names."""
+        if self._client is None:
+            return
         from mlflow.entities import Param
 
         flat = [Param(k, v[:_MAX_PARAM_CHARS]) for k, v in _flatten(values)]
@@ -60,8 +96,10 @@ class TaskRun:
         for key, value in values.items():
             self._do("set_tag", self.run_id, key, value)
 
-    def metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
-        """Log (name, step, value) triples."""
+    def metrics(self, values: Iterable[Measured]) -> None:
+        """Log numbers."""
+        if self._client is None:
+            return
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -71,6 +109,8 @@ class TaskRun:
 
     def inputs(self, datasets: Sequence[Input]) -> None:
         """Log what the task read as data set inputs; searchable by name and digest."""
+        if self._client is None:
+            return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entries = [
@@ -88,18 +128,18 @@ class TaskRun:
         upload = "log_artifacts" if os.path.isdir(path) else "log_artifact"  # noqa: PTH112
         self._do(upload, self.run_id, path, folder or None)
 
-    def end(self, status: str) -> None:
-        """Close the run: FINISHED, FAILED or KILLED."""
-        self._do("set_terminated", self.run_id, status)
+    def end(self, status: str, *, end_unix_s: float | None = None) -> None:
+        """Close the run: FINISHED, FAILED or KILLED; now, or at a time that is known."""
+        self._do("set_terminated", self.run_id, status, None if end_unix_s is None else round(1000 * end_unix_s))
 
     def _do(self, method: str, *arguments: object, **options: object) -> None:
         """Call a method of the client, where there is one and it still answers."""
         if self._client is None:
             return
         try:
-            getattr(self._client, method)(*arguments, **options)
+            _patiently(getattr(self._client, method), *arguments, **options)
         except Exception as error:  # tracking must never cost a result
-            say(f"warning: MLflow does not take this task's records ({type(error).__name__}); the task goes on")
+            say(f"warning: MLflow does not take this task's records ({_reason(error)}); the task goes on")
             self._client = None
 
 
@@ -113,31 +153,35 @@ def start_task(name: str, step_key: str) -> TaskRun:
     if not is_on():
         return TaskRun()
     try:
-        client = _client()
-        if adopted := os.environ.get("MLFLOW_RUN_ID"):  # KFP's MLflow plugin has made it
-            client.set_tag(adopted, STEP_KEY_TAG, step_key)
-            return TaskRun(adopted, client)
-        experiment, parent = _experiment(client), _find_parent(client)
-        filters = f"tags.`{STEP_KEY_TAG}` = '{step_key}'"
-        if parent:
-            filters += f" and tags.`{_PARENT_TAG}` = '{parent}'"
-        if found := client.search_runs([experiment], filters, max_results=1):
-            run_id = found[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
-        else:
-            tags = {STEP_KEY_TAG: step_key} | ({_PARENT_TAG: parent} if parent else {})
-            run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        return _patiently(_start_task, name, step_key)
     except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({type(error).__name__}); the task goes on without it")
+        say(f"warning: MLflow cannot be reached ({_reason(error)}); the task goes on without it")
         return TaskRun()
+
+
+def _start_task(name: str, step_key: str) -> TaskRun:
+    client = _client()
+    if adopted := os.environ.get("MLFLOW_RUN_ID"):  # KFP's MLflow plugin has made it
+        client.set_tag(adopted, STEP_KEY_TAG, step_key)
+        return TaskRun(adopted, client)
+    experiment, parent = _experiment(client), _find_parent(client)
+    filters = f"tags.`{STEP_KEY_TAG}` = '{step_key}'"
+    if parent:
+        filters += f" and tags.`{_PARENT_TAG}` = '{parent}'"
+    if found := client.search_runs([experiment], filters, max_results=1):
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+    else:
+        tags = {STEP_KEY_TAG: step_key} | ({_PARENT_TAG: parent} if parent else {})
+        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     return TaskRun(run_id, client)
 
 
 def create_database(uri: str) -> None:
     """Make or upgrade the tables of a SQLite store, once, before several processes open it at the same time."""
+    _prepare()
     import mlflow.store.db.utils as database
 
-    _hush()
     tools: Any = database  # not typed
     engine = tools.create_sqlalchemy_engine(uri)
     tools._initialize_tables(engine)
@@ -157,9 +201,9 @@ def start_study(
         artifact_location: Where a new experiment on a store without a server keeps its files.
     """
     try:
-        return _start_study(name, run_key, params, tags, artifact_location=artifact_location)
+        return _patiently(_start_study, name, run_key, params, tags, artifact_location=artifact_location)
     except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({type(error).__name__}); the study goes on without it")
+        say(f"warning: MLflow cannot be reached ({_reason(error)}); the study goes on without it")
         return ""
 
 
@@ -183,58 +227,86 @@ def _start_study(
 
 
 def end_study(
-    parent: str, status: str, *, cached: Mapping[str, str], metrics: Mapping[str, float], report: str
+    parent: str, status: str, *, tasks: Mapping[str, TaskResult], metrics: Mapping[str, float], report: str
 ) -> None:
     """Complete the tree and close the parent run.
+
+    A run of a task that says nothing of its end gets it from the task's result; a finished study's tasks without a
+    run get one.
 
     Args:
         parent: Run id of the parent.
         status: FINISHED, FAILED or KILLED.
-        cached: Run name by step key, for every task whose result was reused.
+        tasks: By step key, every task that has a result.
         metrics: Headline numbers of the study.
         report: Path of the report's folder, or "" where there is none.
     """
     if not parent:
         return
     try:
-        _end_study(_client(), parent, status, cached=cached, metrics=metrics, report=report)
+        _patiently(_end_study, parent, status, tasks=tasks, metrics=metrics, report=report)
     except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow does not take the end of this study ({type(error).__name__}); its results are complete")
+        say(f"warning: MLflow does not take the end of this study ({_reason(error)}); its results are complete")
 
 
 def close_study(run_key: str) -> None:
     """Close the runs of a study run that was killed and will not be taken up again."""
     try:
-        client = _client()
-        if parent := _find_parent(client, run_key):
-            _end_study(client, parent, "KILLED", cached={}, metrics={}, report="")
+        if parent := _patiently(_find_parent, _client(), run_key):
+            _patiently(_end_study, parent, "KILLED", tasks={}, metrics={}, report="")
     except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({type(error).__name__}); an unfinished run stays open there")
+        say(f"warning: MLflow cannot be reached ({_reason(error)}); an unfinished run stays open there")
+
+
+def page(run_id: str) -> str:
+    """Where a run is shown, below the address of MLflow's server; "" without an answer."""
+    try:
+        run = _patiently(_client().get_run, run_id)
+    except Exception:  # tracking must never cost a result
+        return ""
+    return _page(run.info.experiment_id, run_id)
+
+
+def _page(experiment: str, run_id: str) -> str:
+    return f"#/experiments/{experiment}/runs/{run_id}"
 
 
 def _end_study(
-    client: "MlflowClient",
-    parent: str,
-    status: str,
-    *,
-    cached: Mapping[str, str],
-    metrics: Mapping[str, float],
-    report: str,
+    parent: str, status: str, *, tasks: Mapping[str, TaskResult], metrics: Mapping[str, float], report: str
 ) -> None:
+    client = _client()
     experiment = _experiment(client)
     children = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{parent}'", max_results=1000)
     for child in children:
-        if child.info.status == "RUNNING":  # its process was killed before it could say so
+        task = tasks.get(child.data.tags.get(STEP_KEY_TAG, ""))
+        if child.info.status not in ("RUNNING", "KILLED"):
+            continue
+        if task and 1000 * task.finished_unix_s >= child.info.start_time:
+            _complete(client, child, task)
+        elif child.info.status == "RUNNING":  # its process was killed before it could say so
             client.set_terminated(child.info.run_id, "KILLED")
     present = {child.data.tags.get(STEP_KEY_TAG) for child in children}
-    for step_key, name in cached.items():
-        if step_key not in present:
-            _link(client, experiment, parent, step_key, name)
+    for step_key, task in tasks.items():
+        if status != "FINISHED" or step_key in present:
+            continue
+        if task.is_reused:
+            _link(client, experiment, parent, step_key, task.name)
+        else:
+            tags = {STEP_KEY_TAG: step_key, _PARENT_TAG: parent}
+            _complete(client, client.create_run(experiment, run_name=task.name, tags=tags), task)
     run = TaskRun(parent, client)
     run.metrics((key, 0, value) for key, value in metrics.items())
     if report:
         run.artifact(report, "report")
     run.end(status)
+
+
+def _complete(client: "MlflowClient", child: "Run", task: TaskResult) -> None:
+    """Give a run the end that did not reach it."""
+    run = TaskRun(child.info.run_id, client)
+    run.metrics(entry for entry in task.metrics if entry[0] not in child.data.metrics)
+    run.tags({OUTPUT_TAG: task.output})
+    run.end("FINISHED", end_unix_s=task.finished_unix_s)
 
 
 def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, name: str) -> None:
@@ -249,7 +321,7 @@ def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, n
         CACHED_FROM_TAG: original.info.run_id if original else "unknown",
     }
     if original:
-        place = f"#/experiments/{experiment}/runs/{original.info.run_id}"
+        place = _page(experiment, original.info.run_id)
         tags[_NOTE_TAG] = f"Result reused. The work was done in run [{original.info.run_id}]({place})."
     linked = client.create_run(experiment, run_name=f"{name} (cached)", tags=tags).info.run_id
     if original:
@@ -263,19 +335,49 @@ def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, n
     client.set_terminated(linked, "FINISHED")
 
 
+def _patiently(call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """The result of `call`, which is tried again while a database refuses it, for at most `_PATIENCE_S`.
+
+    MLflow's client already tries again where a server stands between.
+    """
+    began_s, wait_s = time.monotonic(), _FIRST_WAIT_S
+    while True:
+        try:
+            return call(*arguments, **options)
+        except Exception:
+            is_remote = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+            if is_remote or time.monotonic() + wait_s - began_s > _PATIENCE_S:
+                raise
+        time.sleep(wait_s)
+        wait_s *= 2
+
+
+def _reason(error: BaseException) -> str:
+    """Class and first line of what an error came from, without paths."""
+    while error.__cause__:
+        error = error.__cause__
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {_PATH.sub('…', first)[:_MAX_REASON_CHARS]}"
+
+
 def _client() -> "MlflowClient":
     # A dead server would otherwise block each call for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    _prepare()
     from mlflow import MlflowClient
 
-    _hush()
     return MlflowClient()
 
 
-def _hush() -> None:
-    """Keep MLflow's and its database tool's own chatter out of the run's output."""
+def _prepare() -> None:
+    """Import MLflow without telemetry, and with neither its own nor its database tool's chatter in the output."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  # sets up its loggers, which are then changed
+
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each refusal
 
 
 def _experiment(client: "MlflowClient") -> str:

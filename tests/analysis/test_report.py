@@ -11,7 +11,7 @@ import pytest
 
 from medssl import schema
 from medssl.analysis import arms as arm_table
-from medssl.analysis import report
+from medssl.analysis import outcomes, population, report
 from medssl.analysis.compare import compare
 from medssl.analysis.subgroups import analyze
 from medssl.config import Study
@@ -374,7 +374,7 @@ def test_differences_show_the_numbers_of_the_metrics_and_a_verdict(inputs, page)
         ends = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
         assert line[0] == f"{row['estimate']:.3f} {ends}".translate(minus)
         assert line[1:4] == [f"{row['p']:.3f}", f"{row['p_adjusted']:.3f}", "120"]
-        assert (line[4] == "difference includes 0") == (row["ci_low"] <= 0 <= row["ci_high"])
+        assert (line[4] == "interval includes 0") == (row["ci_low"] <= 0 <= row["ci_high"])
 
 
 def test_subgroups_show_counts_and_say_which_are_too_small(inputs, page):
@@ -391,6 +391,25 @@ def test_subgroups_show_counts_and_say_which_are_too_small(inputs, page):
             assert cell.startswith(expected)
     assert set(shown["unknown"][2:]) == {"too few patients"}
     assert any("age band=unknown" in row for row in page.tables["not-evaluable"])
+
+
+def test_label_fractions_of_the_study_stand_among_the_tenths(inputs):
+    models = [*inputs.models, inputs.models[0] | {"label_fraction": 0.25, "num_train_patients": 61}]
+    rows = [[cell.text for cell in row[1:]] for row in population.label_fractions(inputs.splits_summary, models).rows]
+    used = inputs.models[0]["num_train_patients"], inputs.models[0]["num_train_images"]
+    assert rows[0] == ["10 %", "24", "72", *map(str, used)]
+    assert rows[1:4] == [
+        ["20 %", "48", "144", "–", "–"],
+        ["25 %", "–", "–", "61", str(used[1])],
+        ["30 %", "72", "216", "–", "–"],
+    ]
+
+
+def test_requested_images_are_whole_and_left_out_age_bands_stand_by_age(inputs):
+    summary = inputs.splits_summary | {"requested_images": {"train": 1718.5}}
+    assert population.splits(summary).rows[0][1].text == "1,718"
+    row = {"estimate": None, "status": "not_evaluable", "reason": "left out: age_band=40-60, age_band=<40"}
+    assert outcomes._gap(row, "age_band").note == "left out: <40, 40-60"
 
 
 def test_refused_images_are_listed_by_reason_with_their_pseudonyms(page):

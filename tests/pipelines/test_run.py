@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from medssl import schema
+from medssl.config import load_study
 from medssl.store import MANIFEST
+from pipelines.plan import make_plan
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 900
@@ -75,13 +79,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "pretrain simclr" in line:
+            if "pretrain simclr:" in line:
                 break
         process.send_signal(signal.SIGKILL)
     printed = copy.finished()
     for stage in ("ingest", "assign_splits", "write_shards"):
         assert f"{stage}: unchanged, reused" in printed
     assert "fingerprint: unchanged" not in printed
+    assert (copy.out / "run.log").read_text().count("=== run began 20") == 2
+    assert re.search(r"write_shards: \d+ of 149 images set aside \(.*\d truncated", (copy.out / "run.log").read_text())
+    assert re.search(r"^\[\d+/19\] search_hyperparameters random$", printed, flags=re.MULTILINE)
     return copy
 
 
@@ -96,7 +103,9 @@ def test_a_finished_run_leaves_every_result_with_its_digest(study: Copy) -> None
     )
     assert (study.out / "report" / "index.html").is_file()
     assert (study.out / "mlflow.db").is_file()
-    assert len(record["tasks"]) == 19
+    planned = make_plan(load_study(PROJECT / "pipelines" / "studies" / "tiny.yaml")).tasks
+    assert sorted(task["task"] for task in record["tasks"]) == sorted(planned)
+    assert len(planned) == 19
     assert all(task["code_version"] and task["seconds"] >= 0 for task in record["tasks"])
 
 
@@ -157,7 +166,9 @@ def test_a_changed_setting_runs_what_depends_on_it(study: Copy) -> None:
 def test_one_replaced_image_runs_everything_that_looks_at_images(study: Copy) -> None:
     before = json.loads((study.out / "run.json").read_text())["artifacts"]
     images = sorted(study.out.glob("generated/*/*/train/*/*/*.jpg"), key=lambda path: path.stat().st_size)
-    images[-1].write_bytes(images[-2].read_bytes())
+    with Image.open(images[-1]) as image:  # still a picture like no other: a shared one would change the splits
+        turned = image.transpose(Image.Transpose.ROTATE_180)
+    turned.save(images[-1], quality=95)
     study.finished()
     after = json.loads((study.out / "run.json").read_text())["artifacts"]
     assert after["shards"]["sha256"] != before["shards"]["sha256"]
@@ -225,7 +236,7 @@ def test_a_bad_table_stops_before_any_work_with_one_line(tmp_path: Path, table: 
             image.write_bytes(b"")
         (root / "train.csv").write_text("\n".join(table) + "\n")
     copy = Copy(PROJECT, tmp_path / "out")
-    done = copy.run("--set", f"data.root={root}", "--set", "data.valid_table=null")
+    done = copy.run("--set", f"data.root={root}", "--set", "data.generate=null", "--set", "data.valid_table=null")
     assert done.returncode == 78
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -255,8 +266,17 @@ def test_a_study_that_cannot_work_stops_before_any_work(tmp_path: Path, setting:
     assert not (copy.out / "run.log").exists()
 
 
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    generated = Copy(PROJECT, tmp_path / "file").run()
+    own = Copy(PROJECT, tmp_path / "out").run("--set", f"data.root={tmp_path / 'file'}", "--set", "data.generate=null")
+    assert (generated.returncode, own.returncode) == (78, 78)
+    assert generated.stderr.startswith("error: --out is a file, expected a folder")
+    assert own.stderr.startswith("error: data.root is a file, expected the folder")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters", "predict"])
+@pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters micle", "predict"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_at_any_stage_ends_with_the_same_results(
     tmp_path: Path, moment: str, how: signal.Signals

@@ -10,6 +10,7 @@ import yaml
 
 from medssl.config import Study, load_study
 from pipelines import study as study_module
+from pipelines.__main__ import main
 from pipelines.lint import lint
 from pipelines.plan import STAGES, make_plan
 from pipelines.study import compile_pipeline
@@ -134,7 +135,7 @@ def demo_ir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=STUDIES, ids=[path.stem for path in STUDIES])
 def every_study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    study = load_study(request.param, overrides=["data.root=/tmp/x"])
+    study = load_study(request.param, overrides=["data.root=/tmp/x", "data.generate=null"])
     return compile_study(study, tmp_path_factory.mktemp(study.name))
 
 
@@ -259,7 +260,7 @@ def changed_tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[st
         (["finetune.num_steps=100"], {"search-hyperparameters", "finetune", "write-report"}),
         (["report.title=Other"], {"write-report"}),
         (["resources.parallel_tasks=1"], set()),
-        (["data.root=/tmp/x"], set()),
+        (["data.root=/tmp/x", "data.generate=null"], set()),
         (["data.generate.seed=1"], set()),
     ],
     ids=lambda value: value[0] if isinstance(value, Sequence) else "",
@@ -281,6 +282,16 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
 def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
     stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
     assert stages == set(STAGES) - {"prepare_external"}  # the demo has no external set
+
+
+def test_the_plan_lists_every_task_with_its_item(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", str(DEMO)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[4].split(maxsplit=1) == ["5", "pretrain simclr"]
+    assert printed[7].split(maxsplit=1) == ["8", "collect checkpoints level 2"]
+    assert printed[-1] == "22 tasks, 8 of them train"
+    assert main(["compile", str(DEMO), "--out", str(tmp_path / "pipeline.txt")]) == 78
+    assert "expected the name of a YAML file" in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_tasks_that_run() -> None:

@@ -109,7 +109,7 @@ def test_a_process_ends_with_the_code_of_its_reason(tmp_path: Path, how: str, co
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    assert [process.stdout.readline() for _ in range(2)] == ["▸ x\n", "ready\n"]
     if how == "stop":
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)

@@ -176,7 +176,7 @@ def verdict(row: Row, *, alpha: float) -> str:
     if row["ci_low"] is None:
         return "not assessed, interval withheld"
     if row["ci_low"] <= 0 <= row["ci_high"]:
-        return "difference includes 0"
+        return "interval includes 0"
     if row["p_adjusted"] is not None and row["p_adjusted"] > alpha:
         return "excludes 0, but not after adjustment"
     return f"first arm {'higher' if row['estimate'] > 0 else 'lower'}"
@@ -248,7 +248,10 @@ def _gap(row: Row | None, attribute: str) -> Cell:
     cell = (
         nothing(row) if row is None or row["estimate"] is None else Cell(f"{row['estimate']:.{DECIMALS}f}", remark(row))
     )
-    return Cell(cell.text, cell.note.replace(f"{attribute}=", ""))
+    groups, separator, left_out = cell.note.replace(f"{attribute}=", "").partition("left out: ")
+    if attribute == "age_band":
+        left_out = ", ".join(sorted(left_out.split(", "), key=_group_order))
+    return Cell(cell.text, f"{groups}{separator}{left_out}")
 
 
 def _group_order(group: str) -> tuple[bool, float, bool, str]:
@@ -264,6 +267,13 @@ def _what(row: Row, results: Results) -> str:
     if not row["class"]:
         return words(row["metric"], row["k"])
     return row["class"] if results.unit_kind == "image" else f"{words(row['metric'], row['k'])}, {row['class']}"
+
+
+def _by_age(key: tuple[str, str, str, str, str]) -> tuple[object, ...]:
+    """Sorts as the words do, but groups of age by age."""
+    outcome, place, group, *rest = key
+    attribute, _, name = group.partition("=")
+    return outcome, place, attribute, _group_order(name), *rest
 
 
 def not_evaluated(results: Results) -> Table:
@@ -284,4 +294,6 @@ def not_evaluated(results: Results) -> Table:
             count[key] = count.get(key, 0) + 1
     columns = [*map(tables.text, ("Outcome", "Split", "Subgroup", "Metric", "Reason")), Column("Values")]
     caption = "Values and intervals that could not be had. The last column counts arms, label fractions and pairs."
-    return tables.build("not-evaluable", caption, columns, [(*key, count[key]) for key in sorted(count)], grouped=True)
+    return tables.build(
+        "not-evaluable", caption, columns, [(*key, count[key]) for key in sorted(count, key=_by_age)], grouped=True
+    )

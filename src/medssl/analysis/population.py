@@ -56,7 +56,7 @@ def splits(splits_summary: Json) -> Table:
     rows = [
         (
             split.replace("_", " "),
-            f"{requested[split]:,.10g}" if split in requested else "–",
+            f"{round(requested[split]):,}" if split in requested else "–",
             int(images.get(split, 0)),
             int(patients.get(split, 0)),
         )
@@ -67,20 +67,30 @@ def splits(splits_summary: Json) -> Table:
     return tables.build("splits", "Splits; a patient and all images of that patient are in one.", columns, rows)
 
 
-def label_fractions(splits_summary: Json) -> Table:
-    """How many patients and images each label fraction really holds."""
+def label_fractions(splits_summary: Json, models: Sequence[Json]) -> Table:
+    """How many patients and images each label fraction really holds: every tenth, and those of the study."""
+    split = {(row["draw"], row["label_fraction"]): row for row in splits_summary.get("label_fractions", [])}
+    used = {(model["draw"], model["label_fraction"]): model for model in models}
     rows = [
         (
-            f"Draw {row['draw']}",
-            percent(row["label_fraction"]),
-            int(row["patients"]),
-            int(row["images"]),
+            f"Draw {draw}",
+            percent(fraction),
+            *(_count(split.get((draw, fraction), {}).get(key)) for key in ("patients", "images")),
+            *(_count(used.get((draw, fraction), {}).get(f"num_train_{key}")) for key in ("patients", "images")),
         )
-        for row in splits_summary.get("label_fractions", [])
+        for draw, fraction in sorted(split.keys() | used.keys())
     ]
-    columns = [tables.text("Draw"), *map(Column, ("Label fraction", "Patients", "Images"))]
-    caption = "Training patients and images at each label fraction; a smaller fraction is part of every larger one."
+    counted = ("Patients", "Images", "Patients in fine-tuning", "Images in fine-tuning")
+    columns = [tables.text("Draw"), *map(Column, ("Label fraction", *counted))]
+    caption = (
+        "Training patients and images at each label fraction; a smaller fraction is part of every larger one. "
+        "Fine-tuning leaves out images that could not be read; it used the fractions of the study alone."
+    )
     return tables.build("label-fractions", caption, columns, rows, grouped=True)
+
+
+def _count(number: int | None) -> int | str:
+    return "–" if number is None else int(number)
 
 
 def balance(splits_summary: Json, findings: Sequence[str]) -> Table:

@@ -268,7 +268,7 @@ def _data(inputs: ReportInputs, results: Results) -> Section:
         population.splits(inputs.splits_summary),
         population.source(inputs.index_summary),
         population.label_states(inputs.index_summary, findings),
-        population.label_fractions(inputs.splits_summary),
+        population.label_fractions(inputs.splits_summary, inputs.models),
         population.balance(inputs.splits_summary, findings),
     ]
     parts += [table for table in made if table.rows]
@@ -282,9 +282,9 @@ def _rejected(inputs: ReportInputs, results: Results) -> Section:
     usable = inputs.shards_summary.get("num_images")
     parts: list[Part] = [Heading("Images")]
     if images.rows:
-        parts += [by_reason, Details(f"The {len(images.rows):,} images", (images,))]
+        parts += [by_reason, Details(f"Each of them ({len(images.rows):,})", (images,))]
     parts.append(
-        ("No image was refused" if not images.rows else f"{len(images.rows):,} images were refused")
+        ("No image was refused" if not images.rows else f"Images refused: {len(images.rows):,}")
         + (f"; {usable:,} are in use." if usable is not None else ".")
     )
     points = inventory.selection(inputs.selection, results.arms, **_score(results))

@@ -315,7 +315,7 @@ def _too_many_undecodable(summary: Mapping[str, Any], max_share: float) -> str:
     return (
         f"{len(undecodable)} of {total} images cannot be used ({reasons}): a share of {len(undecodable) / total:.3g}, "
         f"expected at most shards.max_undecodable_share = {max_share:g}; among them {examples}. "
-        "`medssl locate IMAGE_ID` prints the file; or raise shards.max_undecodable_share"
+        "`medssl locate IMAGE_ID --store RUN/store` prints the file; or raise shards.max_undecodable_share"
     )
 
 

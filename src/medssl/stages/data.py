@@ -11,6 +11,7 @@ from medssl import layout, schema
 from medssl.config import MAX_BYTES, MAX_PIXELS, DataConfig, ShardConfig, SplitConfig
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
+from medssl.progress import begin_task, counted, say
 from medssl.stages import step as steps
 from medssl.store import Store, StoreError, write_json
 
@@ -130,36 +131,38 @@ def prepare_external(
     code_versions: Mapping[str, str],
 ) -> steps.Made:
     """Fingerprint, read and store a data set that finished models are evaluated on; all of it, and no split of it."""
-    root = str(config.root)
-    source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"])
-    digest = source.metadata["digest"]
-    index = ingest(store, config, root=root, data_digest=digest, key_id=key_id, code_version=code_versions["ingest"])
-    stored = write_shards(
-        store,
-        shards,
-        root=root,
-        data_digest=digest,
-        index_uri=index.uri,
-        code_version=code_versions["write_shards"],
-    )
-    inputs = {
-        kind: store.open(made.uri, kind=kind)
-        for kind, made in (("source", source), ("index", index), ("shards", stored))
-    }
-    with steps.start(
-        "prepare_external",
-        store=store,
-        code_version=code_versions["prepare_external"],
-        config={"name": config.name},
-        inputs=inputs,
-        item=config.name,
-    ) as step:
-        if step.made is None:
-            content = {"name": config.name, **{kind: artifact.digest for kind, artifact in inputs.items()}}
-            write_json(step.folder / layout.DATASET, content)
-            num_images = inputs["index"].summary["num_images"]
-            step.finish("dataset", {"name": config.name, "num_images": num_images}, [("images", 0, num_images)])
-    return step.result
+    with begin_task(f"prepare_external {config.name}"):
+        root = str(config.root)
+        source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"])
+        digest = source.metadata["digest"]
+        index = ingest(
+            store, config, root=root, data_digest=digest, key_id=key_id, code_version=code_versions["ingest"]
+        )
+        stored = write_shards(
+            store,
+            shards,
+            root=root,
+            data_digest=digest,
+            index_uri=index.uri,
+            code_version=code_versions["write_shards"],
+        )
+        made = {"source": source, "index": index, "shards": stored}
+        inputs = {kind: store.open(one.uri, kind=kind) for kind, one in made.items()}
+        with steps.start(
+            "prepare_external",
+            store=store,
+            code_version=code_versions["prepare_external"],
+            config={"name": config.name},
+            inputs=inputs,
+            item=config.name,
+        ) as step:
+            if step.made is None:
+                content = {"name": config.name, **{kind: artifact.digest for kind, artifact in inputs.items()}}
+                write_json(step.folder / layout.DATASET, content)
+                num_images = inputs["index"].summary["num_images"]
+                summary = {"name": config.name, "num_images": num_images}
+                step.finish("dataset", summary, [("images", 0, num_images)])
+        return step.result
 
 
 def index_table(config: DataConfig, *, root: Path, out_path: Path, with_files: bool) -> dict[str, Any]:
@@ -256,6 +259,9 @@ def write_shards(
                 ) from None
             summary = shards.write(table_path, private.folder / layout.SOURCES, Path(root), step.folder, config)
             counts = {"num_images": summary["num_images"], "num_undecodable": len(summary["undecodable"])}
+            if refused := sorted(summary["undecodable_by_reason"].items()):
+                reasons = ", ".join(f"{count} {reason}" for reason, count in refused)
+                say(f"{counts['num_undecodable']} of {counted(sum(counts.values()), 'image')} set aside ({reasons})")
             step.finish("shards", counts, [(name, 0, value) for name, value in counts.items()])
     return step.result
 
@@ -277,13 +283,17 @@ def load_key(config: DataConfig, *, expected: str | None = None, create: bool = 
         BadInputError: There is none, or not the one that the run was submitted with.
     """
     key_file = os.environ.get(KEY_FILE_VARIABLE)
+    default_file = Path.home() / ".medssl" / "patient.key"
+    is_absent = not default_file.exists()
     key = PatientKey.load(
         config.key,
         key_file=Path(key_file) if key_file else None,
-        default_file=Path.home() / ".medssl" / "patient.key",
+        default_file=default_file,
         environment=os.environ,
         create=create,
     )
+    if create and is_absent and default_file.exists():
+        say(f"made a private patient key, {default_file}; keep it: another key gives other identifiers")
     if expected is not None and key.key_id != expected:
         raise BadInputError(
             f"the patient key here has key_id {key.key_id}, the run was submitted with {expected}; "

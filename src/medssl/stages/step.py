@@ -1,7 +1,8 @@
 """What every stage does around its work: find a finished result, track, record, put into the store."""
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from medssl import tracking
 from medssl.config import digest
 from medssl.exit_codes import TerminatedError, sigterm_as_exception
-from medssl.progress import duration, say
+from medssl.progress import begin_task, duration, say
 from medssl.store import Artifact, Store
 
 
@@ -67,15 +68,16 @@ class Step:
         """Put the files in `folder` into the store as the result."""
         artifact = self.store.put(kind, self.folder, summary)
         # The record before the key: a step that is found finished always has its record.
-        self.store.record(self.key, self._record(artifact))
+        measured = list(metrics)
+        self.store.record(self.key, self._record(artifact, measured))
         self.store.remember(self.key, artifact)
         self.store.forget_work(self.key)
-        self.run.metrics(metrics)
-        self.run.tags({"medssl.output": f"{kind}/{artifact.digest}"})
+        self.run.metrics(measured)
+        self.run.tags({tracking.OUTPUT_TAG: f"{kind}/{artifact.digest}"})
         self.made = self.describe(artifact)
         say(f"{self.name}: done in {duration(time.monotonic() - self.began_s)}")
 
-    def _record(self, artifact: Artifact) -> dict[str, Any]:
+    def _record(self, artifact: Artifact, measured: Sequence[tracking.Measured]) -> dict[str, Any]:
         return {
             "step_key": self.key,
             "stage": self.stage,
@@ -86,6 +88,8 @@ class Step:
             "seconds": round(time.monotonic() - self.began_s, 2),
             "finished_unix_s": round(time.time(), 3),
             "mlflow_run_id": self.run.run_id,
+            # JSON has no number for what is not finite.
+            "metrics": [(name, int(number), float(v)) for name, number, v in measured if math.isfinite(v)],
         }
 
     def describe(self, artifact: Artifact) -> Made:
@@ -128,7 +132,7 @@ def start(
         }
     )
     began_s = time.monotonic()
-    with sigterm_as_exception():
+    with sigterm_as_exception(), begin_task(f"{stage} {item}".strip()):
         run = tracking.start_task(f"{stage} {item}".strip(), key)
         status = "FAILED"
         try:
