@@ -464,6 +464,14 @@ class Study(Section):
     report: ReportConfig
     resources: ResourcesConfig = ResourcesConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resample_cases(cls, values: Any) -> Any:
+        """In a study of conditions the units are cases, so these are what is resampled by default."""
+        if not isinstance(values, dict) or (values.get("task") or {}).get("kind") != "conditions":
+            return values
+        return values | {"compare": {"resampling_units": ["patient", "case"], **(values.get("compare") or {})}}
+
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:
         runs = _unique("pretraining", [run.name for run in self.pretraining])
@@ -495,6 +503,11 @@ class Study(Section):
                 raise ValueError(
                     f"external: {one.name}: a data set for evaluation has a root, and neither generate nor unlabelled"
                 )
+        own = "case" if self.task.kind == "conditions" else "image"
+        if strange := sorted(set(self.compare.resampling_units) - {"patient", own}):
+            raise ValueError(
+                f"compare.resampling_units: {strange} do not exist in a study of {self.task.kind}; possible: patient, {own}"
+            )
         for pair in self.compare.pairs:
             if unknown := sorted(set(pair) - arms):
                 raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(arms)}")
