@@ -506,7 +506,8 @@ class Study(Section):
         own = "case" if self.task.kind == "conditions" else "image"
         if strange := sorted(set(self.compare.resampling_units) - {"patient", own}):
             raise ValueError(
-                f"compare.resampling_units: {strange} do not exist in a study of {self.task.kind}; possible: patient, {own}"
+                f"compare.resampling_units: {strange} do not exist in a study of {self.task.kind}; "
+                f"possible: patient, {own}"
             )
         for pair in self.compare.pairs:
             if unknown := sorted(set(pair) - arms):
