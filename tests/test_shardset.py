@@ -210,6 +210,23 @@ def test_a_cohort_refuses_every_image_of_a_patient_of_another_split(study):
         assert patient_id not in str(caught.value)
 
 
+def test_unlabelled_images_are_opened_for_pretraining_alone(study):
+    index = study.index
+    whole = study.cohort("train").rows["image_id"].to_pylist()
+    source = ["unlabelled" if image == whole[0] else "train" for image in index["image_id"].to_pylist()]
+    at = index.column_names.index("source_split")
+    index = index.set_column(at, index.schema.field(at), pa.array(source))
+    pool_only = study.patient_of[study.cohort("test").rows["image_id"][0].as_py()]
+    names = ["unlabelled" if row["patient_id"] == pool_only else row["split"] for row in study.splits.to_pylist()]
+    splits = study.splits.set_column(1, study.splits.schema.field(1), pa.array(names))
+    shard_set = study.open()
+    labelled = Cohort.select(index, splits, shard_set, split="train").rows["image_id"].to_pylist()
+    pool = Cohort.select(index, splits, shard_set, split="train", with_unlabelled=True).rows["image_id"].to_pylist()
+    assert labelled == whole[1:]
+    others = {image for image, patient in study.patient_of.items() if patient == pool_only and image != study.missing}
+    assert set(pool) == {*whole, *others}
+
+
 def test_a_label_fraction_keeps_the_patients_of_low_rank_in_its_own_draw(study):
     def patients(**options):
         return set(study.cohort("train", **options).rows["patient_id"].to_pylist())

@@ -18,6 +18,7 @@ from PIL import Image
 
 from medssl import schema
 from medssl.config import load_study
+from medssl.data import phantom
 from medssl.store import MANIFEST
 from pipelines.plan import make_plan
 
@@ -161,6 +162,20 @@ def test_a_changed_setting_runs_what_depends_on_it(study: Copy) -> None:
     study.finished("--set", "subgroups.min_patients=4")
     executed = {task for task, is_cached in study.tasks().items() if not is_cached}
     assert executed == {"fingerprint", "analyze_subgroups", "write_report"}
+
+
+def test_an_external_set_is_evaluated_by_the_finished_models(study: Copy, tmp_path: Path) -> None:
+    phantom.generate(tmp_path / "set", phantom.PhantomConfig(patients=20, seed=5, image_size_px=32))
+    external = f"[{{name: elsewhere, root: {tmp_path / 'set'}, key: public}}]"
+    printed = study.finished("--set", f"external={external}")
+    executed = {task for task, is_cached in study.tasks().items() if not is_cached}
+    assert executed == {
+        "fingerprint", "prepare_external elsewhere", "collect datasets", "predict micle", "predict random", "compare",
+        "analyze_subgroups", "write_report",
+    }  # fmt: skip
+    assert "external (elsewhere)" in printed
+    rows = schema.read(study.out / "metrics.parquet", schema.METRICS).to_pylist()
+    assert {(row["dataset"], row["split"]) for row in rows} >= {("tiny", "test"), ("elsewhere", "external")}
 
 
 def test_one_replaced_image_runs_everything_that_looks_at_images(study: Copy) -> None:

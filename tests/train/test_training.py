@@ -22,7 +22,7 @@ from medssl.shardset import Cohort
 from medssl.train import augment
 from medssl.train.distributed import Ranks
 from medssl.train.finetune import finetune
-from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
+from medssl.train.jobs import ExternalSet, FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
 from medssl.train.predict import predict
 from medssl.train.pretrain import pretrain
 
@@ -226,8 +226,11 @@ def test_training_never_opens_test_images_and_predicting_does(data: Prepared, mo
     predicted = predict_job(data, weights)
     predict(predicted, ALONE)
     table = schema.read(predicted.out_dir / layout.PREDICTIONS, schema.PREDICTIONS)
-    assert {row["split"] for row in table.to_pylist()} == {"validation", "test"}
-    assert table.num_rows == 16
+    by_split = {row["split"]: row for row in table.to_pylist()}
+    assert set(by_split) == {"validation", "test", "external"}
+    assert table.num_rows == 16 + 32  # the external set is evaluated whole
+    assert (by_split["external"]["dataset"], by_split["external"]["dataset_digest"]) == ("other", "e")
+    assert by_split["test"]["dataset"] == "d"
     scores = table["y_score"].to_numpy()
     assert ((scores >= 0) & (scores <= 1)).all()
 
@@ -247,6 +250,9 @@ def predict_job(data: Prepared, weights: Path) -> PredictJob:
         study_id="s",
         dataset="d",
         dataset_digest="d",
+        external=(
+            ExternalSet(name="other", digest="e", index_path=data.inputs.index_path, shards_dir=data.inputs.shards_dir),
+        ),
         items=(model,),
         settings=PredictConfig(),
         task=TASK,
