@@ -89,6 +89,7 @@ def make_plan(study: Study) -> Plan:
         levels[run.method].append(item)
     arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
     training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump(), "processes": processes}
+    external = tuple(one.model_dump(mode="json", exclude={"generate"}) for one in study.external)
     # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
     data: Item = study.data.model_dump(mode="json", exclude={"generate"}) | {"root": ""}
     sections: dict[str, Item] = {
@@ -112,8 +113,7 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
         },
         "analyze_subgroups": study.subgroups.dump(),
-        "write_report": study.dump() | {"data": data, "external": [], "resources": {}},
+        "write_report": study.dump() | {"data": data, "external": list(external), "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
-    external = tuple(one.model_dump(mode="json", exclude={"generate"}) for one in study.external)
     return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), external, arms, sections, versions)

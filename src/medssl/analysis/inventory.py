@@ -5,6 +5,7 @@ from typing import Any
 
 from medssl.analysis import tables
 from medssl.analysis.tables import Cell, Column, Table, percent, setting
+from medssl.config import SplitConfig
 
 Json = Mapping[str, Any]
 
@@ -13,15 +14,18 @@ def settings(study: Json, classes: Sequence[str], *, class_word: str, unit_kind:
     """The settings that decide what the numbers mean; `classes` are findings or conditions, of images or cases."""
     finetune, compare, groups, shards = (study[name] for name in ("finetune", "compare", "subgroups", "shards"))
     search = {"full": "at the largest fraction, then reused", "per_fraction": "at each fraction"}[finetune["search"]]
-    splits = study["splits"]
+    splits = SplitConfig.model_validate(study["splits"])
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in splits.sizes.items())
+    external = ", ".join(one["name"] for one in study.get("external", ()))
     rows = [
         ("Data set", study["data"]["name"]),
+        *([("External data sets", external)] if external else []),
         (f"{class_word.capitalize()}s", ", ".join(classes)),
-        ("Splits", ", ".join(f"{name} {_size(splits[name])}" for name in ("train", "validation", "test"))),
+        ("Splits", f"{sizes}; every {splits.group_by} whole"),
         ("Images", f"{shards['image_size_px']} × {shards['image_size_px']} pixels, {shards['resize']}"),
         (
             "Label fractions",
-            ", ".join(map(percent, finetune["label_fractions"])) + f"; {_count(splits['draws'], 'draw')}",
+            ", ".join(map(percent, finetune["label_fractions"])) + f"; {_count(splits.draws, 'draw')}",
         ),
         (
             "Fine-tuning",

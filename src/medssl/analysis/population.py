@@ -16,12 +16,19 @@ Json = Mapping[str, Any]
 _SOURCE_COUNTS = {
     "images": "Images",
     "patients": "Patients",
-    "cases": "Studies",
+    "cases": "Cases, or studies",
     "frontal": "Frontal images",
     "lateral": "Lateral images",
     "unknown_sex": "Images with unknown sex",
     "unknown_age": "Images with unknown age",
     "unknown_view_position": "Images with unknown view position",
+    "left_out_by_view": "Images left out by their view",
+    "unlabelled_images": "Unlabelled images, for pretraining",
+}
+_DUPLICATE_COUNTS = {
+    "images_compared": "Images compared in search of the same picture",
+    "pairs_of_one_patient": "Pairs of the same picture, of one patient",
+    "pairs_between_patients": "Pairs of the same picture, under two patients",
 }
 # As the splits' summary names its shares.
 _POSITIVE = "share_positive "
@@ -33,6 +40,8 @@ def source(index_summary: Json) -> Table:
     """Counts of the data set as ingested."""
     rows = [(f"Rows of {table}", int(count)) for table, count in index_summary.get("rows", {}).items()]
     rows += [(words, int(index_summary[key])) for key, words in _SOURCE_COUNTS.items() if key in index_summary]
+    shared = index_summary.get("duplicates", {})
+    rows += [(words, int(shared[key])) for key, words in _DUPLICATE_COUNTS.items() if key in shared]
     return tables.build("source", "The data set as ingested.", [tables.text("What"), Column("Number")], rows)
 
 
