@@ -48,6 +48,7 @@ arms:
 finetune: {num_steps: 2, batch_size: 8, learning_rates: [0.1], label_fractions: [1.0], repeats: 1, image_size_px: 32}
 compare: {num_replicates: 100}
 subgroups: {min_patients: 3, num_replicates: 100}
+report: {title: Canary}
 """
 
 
@@ -226,6 +227,7 @@ def test_a_table_that_is_refused_is_not_quoted(canary_set: Path, tmp_path: Path,
     (root / "train").symlink_to(canary_set / "train")
     done = run(tmp_path, root)
     assert done.code == 78
+    assert b"train.csv" in done.said
     assert leaks(done) == []
     assert b"Quimby" not in done.said
 
