@@ -335,7 +335,8 @@ def _verify(options: argparse.Namespace) -> None:
     verdict = verify(options.folder, quick=options.quick)
     for finding in verdict.findings:
         sys.stdout.write(f"{finding}\n")
-    counted = ", ".join(f"{verdict.counts[what]:,} {what}" for what in ("artifacts", "files", "patients", "images"))
+    kinds = ("artifacts", "files", "patients", "images")
+    counted = ", ".join(f"{verdict.counts[kind]:,} {kind}" for kind in kinds if verdict.counts[kind])
     if verdict.is_sound:
         sys.stdout.write(f"ok: {counted}\n")
         return

@@ -39,8 +39,7 @@ def check(shards_dir: Path, index: pa.Table | None, *, where: str, quick: bool, 
         yield Finding(where, f"{layout.SHARDS} cannot be read; expected parts, num_parts, num_images, undecodable")
         return
     ids: Ids = {}
-    damaged = [*_parts(shards_dir, parts, ids, where)]
-    yield from damaged
+    yield from _parts(shards_dir, parts, ids, where)
     stored = [image_id for of_part in ids.values() for image_id in of_part]
     if len(stored) != num_images:
         yield Finding(where, f"{len(stored)} images in the parts; {layout.SHARDS} states {num_images}")
@@ -50,7 +49,7 @@ def check(shards_dir: Path, index: pa.Table | None, *, where: str, quick: bool, 
         yield Finding(where, f"{len(both)} images are stored and listed as undecodable, among them {examples(both)}")
     if index is not None:
         yield from _of_index(ids, undecodable, index, num_parts, summary, where)
-    if not quick and not damaged:
+    if not quick:
         yield from _decode(shards_dir, where, num_threads)
 
 
@@ -112,7 +111,10 @@ def _repeated(names: list[str]) -> list[str]:
 
 def _decode(shards_dir: Path, where: str, num_threads: int) -> Iterator[Finding]:
     """Decode every stored image; its shape must be the stated one."""
-    shards = ShardSet.open(shards_dir)
+    try:
+        shards = ShardSet.open(shards_dir)
+    except BadInputError:
+        return  # a part is missing or unreadable, which has been said
     progress = Progress("verify: decode", len(shards), unit="images")
     failed: list[str] = []
 
