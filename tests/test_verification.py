@@ -164,7 +164,9 @@ def test_a_store_and_each_of_its_artifacts_can_be_checked_alone(run: Path, part:
 def test_shards_can_be_checked_without_a_store(run: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(only(run, "shards"), tmp_path / "alone")
     (shards / MANIFEST).unlink()
-    assert texts(shards, quick=False) == []
+    verdict = verify(shards)
+    assert verdict.is_sound
+    assert [finding.is_note for finding in verdict.findings] == [True]
     part = sorted(shards.glob("part-*"))[0]
     part.write_bytes(part.read_bytes()[:-1])
     assert any("another size or digest" in text for text in texts(shards))
@@ -190,6 +192,12 @@ def test_an_unfinished_run_is_a_note(run: Path) -> None:
     verdict = verify(run, quick=True)
     assert verdict.is_sound
     assert [str(finding) for finding in verdict.findings] == ["note: run.json: there is none: no run has ended here"]
+
+
+def test_a_record_that_cannot_be_read_leaves_the_splits_unchecked_and_says_so(run: Path) -> None:
+    for path in (run / "store" / "records").iterdir():
+        path.write_text("{")
+    assert sum("the index is not at hand" in text for text in texts(run)) == 2
 
 
 def flip_a_pixel(run: Path) -> None:
@@ -301,8 +309,13 @@ def state_another_digest(run: Path) -> None:
         (lambda run: (only(run, "splits") / "more.txt").write_text("x"), ["1 files that manifest.json does not list"]),
         (link_out_of_the_store, ["1 links (summary.json); expected files of the store"]),
         (edit_manifest, ["expected that in the folder's name", "which is not in the store"]),
-        (lambda run: (only(run, "splits") / MANIFEST).unlink(), ["no manifest.json", "which is not in the store"]),
+        (
+            lambda run: (only(run, "splits") / MANIFEST).unlink(),
+            ["no readable manifest.json", "which is not in the store"],
+        ),
         (lambda run: (only(run, "splits") / MANIFEST).write_text("{}"), ["manifest.json cannot be read"]),
+        (lambda run: (run / "store" / "splits" / "notes.txt").write_text("x"), ["splits notes.txt: no readable"]),
+        (lambda run: (only(run, "shards") / layout.SHARDS).write_text('{"parts": []}'), ["shards.json cannot be read"]),
         (drop_columns, ["missing columns ['sex']"]),
         (lambda run: (only(run, "private") / layout.SOURCES).chmod(0o644), ["sources.parquet has mode 0644"]),
         (lambda run: only(run, "private").chmod(0o755), ["its folder has mode 0755; expected 0700"]),

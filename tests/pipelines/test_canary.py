@@ -182,6 +182,15 @@ def test_a_whole_run_leaves_no_name_and_no_key_outside_the_private_store(finishe
     assert False in pairs["is_same_patient"].to_pylist()
 
 
+def test_nothing_is_wrong_with_a_finished_run(finished: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    """`medssl verify` agrees with what the pipeline itself wrote, `run.json` included."""
+    assert main(["verify", str(finished.out)]) == 0
+    said = capsys.readouterr().out
+    assert "ok: 15 artifacts, " in said
+    assert "note" not in said
+    assert not NAMES.search(said.encode())
+
+
 def test_the_private_store_holds_the_names_for_its_owner_alone(finished: Done) -> None:
     folders = [path for path in (finished.out / "store" / "private").iterdir() if path.is_dir()]
     assert len(folders) == 1

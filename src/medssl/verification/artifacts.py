@@ -44,8 +44,8 @@ def read(folder: Path) -> Found | Finding:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): {"bytes": e["bytes"], "sha256": e["sha256"]} for name, e in manifest["files"].items()}
         kind = str(manifest["kind"])
-    except FileNotFoundError:
-        return Finding(where, f"no {MANIFEST}; expected one in every artifact")
+    except OSError:
+        return Finding(where, f"no readable {MANIFEST}; expected one in every artifact")
     except (ValueError, KeyError, TypeError, AttributeError):
         return Finding(where, f"{MANIFEST} cannot be read; expected kind, files and summary in JSON")
     return Found(kind, file_digest(folder / MANIFEST), folder, files)

@@ -55,12 +55,21 @@ class Contents:
 
     @cached_property
     def inputs_of(self) -> Mapping[str, Mapping[str, str]]:
-        """By digest of what a stage made: by role, the digest of what it read."""
-        if self.root is None:
-            return {}
-        records = [json.loads(path.read_text()) for path in sorted((self.root / "records").glob("*.json"))]
-        records.sort(key=lambda record: float(record["finished_unix_s"]))
-        return {r["output"]["digest"]: {role: a["digest"] for role, a in r["inputs"].items()} for r in records}
+        """By digest of what a stage made: by role, the digest of what it read; the latest where several made it."""
+        made = []
+        for path in self.records:
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                inputs = {str(role): str(a["digest"]) for role, a in record["inputs"].items()}
+                made.append((float(record["finished_unix_s"]), str(record["output"]["digest"]), inputs))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return {digest: inputs for _, digest, inputs in sorted(made, key=lambda one: one[0])}
+
+    @property
+    def records(self) -> list[Path]:
+        """The files in which the store keeps how its artifacts were made."""
+        return sorted((self.root / "records").glob("*.json")) if self.root else []
 
     @cached_property
     def models(self) -> set[str]:

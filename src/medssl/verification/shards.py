@@ -17,6 +17,7 @@ from medssl.store import file_digest
 from medssl.verification.finding import Finding, examples
 
 _DECODE_AHEAD = 256  # images decoded between two progress lines
+_STATED = ("bytes", "sha256", "num_images")  # of each part, in `shards.json`
 Ids = dict[str, list[str]]  # image_ids by part, in the order of the file
 
 
@@ -32,9 +33,10 @@ def check(shards_dir: Path, index: pa.Table | None, *, where: str, quick: bool, 
     """
     try:
         summary = read_summary(shards_dir)
-        parts = {str(part["name"]): part for part in summary["parts"]}
+        parts = {str(part["name"]): {name: part[name] for name in _STATED} for part in summary["parts"]}
         undecodable = [str(image["image_id"]) for image in summary["undecodable"]]
         num_parts, num_images = int(summary["num_parts"]), int(summary["num_images"])
+        num_patients = int(summary["num_patients"])
     except (BadInputError, KeyError, TypeError, ValueError):
         yield Finding(where, f"{layout.SHARDS} cannot be read; expected parts, num_parts, num_images, undecodable")
         return
@@ -47,8 +49,10 @@ def check(shards_dir: Path, index: pa.Table | None, *, where: str, quick: bool, 
         yield Finding(where, f"{len(repeated)} images are stored more than once, among them {examples(repeated)}")
     if both := sorted(set(stored) & set(undecodable)):
         yield Finding(where, f"{len(both)} images are stored and listed as undecodable, among them {examples(both)}")
-    if index is not None:
-        yield from _of_index(ids, undecodable, index, num_parts, summary, where)
+    if index is None:
+        yield Finding(where, "the index is not at hand: which patient an image is of is not checked", is_note=True)
+    else:
+        yield from _of_index(ids, undecodable, index, num_parts, num_patients, where)
     if not quick:
         yield from _decode(shards_dir, where, num_threads)
 
@@ -77,7 +81,7 @@ def _parts(shards_dir: Path, parts: Mapping[str, Mapping[str, Any]], ids: Ids, w
 
 
 def _of_index(
-    ids: Ids, undecodable: list[str], index: pa.Table, num_parts: int, summary: Mapping[str, Any], where: str
+    ids: Ids, undecodable: list[str], index: pa.Table, num_parts: int, stated_patients: int, where: str
 ) -> Iterator[Finding]:
     """Check the images against the index, and where those of each patient lie."""
     columns: Any = index.select(["image_id", "patient_id"]).to_pydict()
@@ -100,9 +104,9 @@ def _of_index(
         what = "patients have images that are not side by side, among them"
         yield Finding(where, f"{len(scattered)} {what} {examples(sorted(scattered))}")
     num_patients = len({patient_of[image_id] for image_id in stored & set(patient_of)})
-    if num_patients != summary["num_patients"]:
+    if num_patients != stated_patients:
         what = f"{num_patients} patients have images in the parts"
-        yield Finding(where, f"{what}; {layout.SHARDS} states {summary['num_patients']}")
+        yield Finding(where, f"{what}; {layout.SHARDS} states {stated_patients}")
 
 
 def _repeated(names: list[str]) -> list[str]:
