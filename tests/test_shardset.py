@@ -13,7 +13,7 @@ from medssl.config import ShardConfig
 from medssl.data import shards
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
-from medssl.shardset import Cohort, ShardSet, permutation, rank_share
+from medssl.shardset import Cohort, ShardSet, part_of, permutation, rank_share
 
 SIZE_PX = 16
 SPLIT_OF = ("train", "train", "train", "validation", "test")  # of patient p: the entry p % 5
@@ -46,7 +46,7 @@ class Study:
             if image_id != self.missing:
                 image = pixels(image_id, channels).transpose(1, 2, 0).squeeze()
                 Image.fromarray(image).save(self.folder / f"{image_id}.png")
-            part = shards.part_of(patient_id, 4)
+            part = part_of(patient_id, 4)
             by_part.setdefault(part, []).append((patient_id, image_id, f"{image_id}.png"))
         entries = [shards.write_part(item, self.folder, self.folder / "shards", config, 1) for item in by_part.items()]
         shards.write_summary(entries, self.folder / "shards", config)

@@ -27,6 +27,7 @@ from medssl.progress import Progress
 from medssl.stages import analysis, data, train
 from medssl.stages.step import Made
 from medssl.store import STORE_VARIABLE, Store
+from medssl.verification.folder import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -314,6 +315,10 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     locate.add_argument("image_id", help="as an error message or the report names it")
     _add_store(locate)
     locate.set_defaults(command=_locate)
+    check = commands.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
+    check.add_argument("folder", type=Path, help="its files are read, and nothing is changed")
+    check.add_argument("--quick", action="store_true", help="do not decode the stored images")
+    check.set_defaults(command=_verify)
 
 
 def _add_store(command: argparse.ArgumentParser) -> None:
@@ -341,6 +346,21 @@ def _locate(options: argparse.Namespace) -> None:
             sys.stdout.write(f"{table['file'][image_ids.index(options.image_id)]}\n")
             return
     raise BadInputError(f"image_id {options.image_id} is in no table of the private store; is --store right?")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    """Print what is wrong, a line a finding; the exit code is 1 if anything is."""
+    verdict = verify(options.folder, quick=options.quick)
+    for finding in verdict.findings:
+        sys.stdout.write(f"{finding}\n")
+    kinds = ("artifacts", "files", "patients", "images")
+    counted = ", ".join(f"{verdict.counts[kind]:,} {kind}" for kind in kinds if verdict.counts[kind])
+    if verdict.is_sound:
+        sys.stdout.write(f"ok: {counted}\n")
+        return
+    num_wrong = sum(not finding.is_note for finding in verdict.findings)
+    sys.stdout.write(f"failed: {num_wrong} findings in {counted}\n")
+    raise SystemExit(FAILURE)
 
 
 def _store(options: argparse.Namespace) -> Store:

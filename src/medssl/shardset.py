@@ -25,6 +25,17 @@ _DECODE_AHEAD = 256  # images decoded between two progress lines
 Order = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 UNLABELLED = "unlabelled"  # as a split, and as the part of a source
+_HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
+
+
+def part_of(patient_id: str, num_parts: int) -> int:
+    """The part that holds a patient: the leading log2(num_parts) bits of the hexadecimal identifier."""
+    return int(patient_id[:_HASH_DIGITS], 16) * num_parts >> 4 * _HASH_DIGITS
+
+
+def part_name(part: int) -> str:
+    """The file of a part; the names sort as the numbers do."""
+    return f"part-{part:05d}.arrow"
 
 
 def read_summary(shards_dir: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _ingest(options: argparse.Namespace) -> None:
         "name": options.name or options.dataset,
         "root": str(root),
         "key": options.key,
-        "train_table": str(options.table.resolve()) if options.table else "",
+        **({"train_table": str(options.table.resolve())} if options.table else {}),
         "valid_table": str(options.valid_table.resolve()) if options.valid_table else "",
         "views": options.views,
         "columns": _pairs("--columns", options.columns),

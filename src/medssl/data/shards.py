@@ -28,14 +28,13 @@ from medssl import imaging, layout, schema
 from medssl.config import ShardConfig
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
-from medssl.shardset import read_summary
+from medssl.shardset import part_name, part_of, read_summary
 from medssl.store import write_json
 
 BATCH_ROWS = 256  # rows of a record batch, of which a worker holds three at a time
 # Beam's own default first tries to download a runner written in Go; this one runs in this process.
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _TASKS_OF_THREAD = 8  # in a batch: a task costs as much as the reading of a small file, few tasks leave threads idle
-_HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
 _SCHEMA = schema.SHARD.columns.with_metadata({"medssl.schema": schema.SHARD.name})
 _ROWS_AT_ONCE = 4096  # of the tables, as Python objects: ten times their size in Arrow
 _MAX_EXAMPLES = 5
@@ -162,11 +161,6 @@ def unpacked(rows: bytes) -> Iterator[Row]:
         yield from zip(*batch.to_pydict().values(), strict=True)
 
 
-def part_of(patient_id: str, num_parts: int) -> int:
-    """The part that holds a patient: the leading log2(num_parts) bits of the hexadecimal identifier."""
-    return int(patient_id[:_HASH_DIGITS], 16) * num_parts >> 4 * _HASH_DIGITS
-
-
 def write_packed(part_rows: tuple[int, bytes], *settings: Any) -> dict[str, Any]:
     """Write one part of packed rows; see `write_part`."""
     part, rows = part_rows
@@ -187,7 +181,7 @@ def write_part(
         Its entry in `shards.json`, and under "undecodable" the images that could not be used.
     """
     part, rows = part_rows
-    path = out_dir / f"part-{part:05d}.arrow"  # sorts as the numbers do
+    path = out_dir / part_name(part)
     undecodable: list[dict[str, str]] = []
     images = _usable(_stored(rows, root, config, num_threads, to_stored), undecodable)
     batch = list(itertools.islice(images, BATCH_ROWS))
@@ -274,6 +268,7 @@ def write_summary(entries: Sequence[dict[str, Any]], out_dir: Path, config: Shar
         "image_size_px": config.image_size_px,
         "channels": config.channels,
         "encoding": config.encoding,
+        "num_parts": config.num_parts,  # that patients are spread over; those without an image are not written
         "parts": parts,
         "num_images": sum(part["num_images"] for part in parts),
         # No patient is in two parts.
