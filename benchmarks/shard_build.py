@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from benchmarks import radiographs
 from benchmarks.measure import alternate, ratio, report
-from medssl import schema
+from medssl import schema, shardset
 from medssl.config import ShardConfig
 from medssl.data import shards
 from medssl.store import file_digest
@@ -63,7 +63,7 @@ def write_naive(made: Path, out_dir: Path) -> None:
 
 def _keyed(row: shards.Row, root: Path) -> Keyed:
     patient_id, image_id, file = row
-    return shards.part_of(patient_id, CONFIG.num_parts), (patient_id, image_id, (root / file).read_bytes())
+    return shardset.part_of(patient_id, CONFIG.num_parts), (patient_id, image_id, (root / file).read_bytes())
 
 
 def _write_group(group: tuple[int, Iterable[tuple[str, str, bytes]]], out_dir: Path) -> None:
@@ -73,7 +73,7 @@ def _write_group(group: tuple[int, Iterable[tuple[str, str, bytes]]], out_dir: P
 
 def write_plain(made: Path, out_dir: Path, *, digests: bool) -> None:
     """A loop over the sorted rows in one process: what is the least that has to be done."""
-    for part, group in itertools.groupby(_rows(made), lambda row: shards.part_of(row[0], CONFIG.num_parts)):
+    for part, group in itertools.groupby(_rows(made), lambda row: shardset.part_of(row[0], CONFIG.num_parts)):
         path = out_dir / f"part-{part:05d}.arrow"
         _write_part(path, (_keyed(row, made / "raw")[1] for row in group))
         if digests:

@@ -70,7 +70,9 @@ def build(folder: Path) -> None:
     files = sorted((root / "train").glob("*/*/*.jpg"), key=lambda path: -path.stat().st_size)
     one, other = files[0], next(path for path in files if path.parents[1] != files[0].parents[1])
     shutil.copyfile(one, other)
-    study = load_study(TINY, [f"data.root={root}", "shards.image_size_px=16", "shards.num_parts=4"])
+    study = load_study(
+        TINY, [f"data.root={root}", "data.generate=null", "shards.image_size_px=16", "shards.num_parts=4"]
+    )
     version = {"code_version": "test"}
     source = data.fingerprint(store, study.data, root=str(root), **version)
     digest = source.metadata["digest"]

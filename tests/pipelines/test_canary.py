@@ -96,7 +96,9 @@ def run(folder: Path, root: Path, *overrides: str) -> Done:
         "TMPDIR": str(folder / "tmp"),
         "HOME": str(folder / "home"),
     }
-    settings = [part for setting in (f"data.root={root}", *overrides) for part in ("--set", setting)]
+    settings = [
+        part for setting in (f"data.root={root}", "data.generate=null", *overrides) for part in ("--set", setting)
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "run", str(study), "--out", str(folder / "out"), *settings],
         env=environment,
