@@ -197,7 +197,7 @@ class SplitConfig(Section):
     """Sizes of the splits: exact numbers of images (whole, one at least above 1) or fractions of them (sum 1)."""
 
     # paper: 167,429 / 22,240 / 33,745 images. paper_literal: the same validation and test images, and of the same
-    # training images the 67,429 that the paper prints; the rest is unused.
+    # training images the 67,429 that the paper prints; the rest is unused. Without sizes, paper is the default.
     mode: Literal["sizes", "paper", "paper_literal"] = "sizes"
     train: float = Field(0, ge=0)
     validation: float = Field(0, ge=0)
@@ -210,6 +210,12 @@ class SplitConfig(Section):
     draws: int = Field(1, ge=1, le=100)  # independent orders of the patients, from which label fractions are cut
     # Digest of an earlier splits artifact of this store, whose patients keep split and ranks; "": start anew.
     extend: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_by_default(cls, values: Any) -> Any:
+        is_bare = isinstance(values, dict) and not {"mode", "train", "validation", "test"} & values.keys()
+        return {**values, "mode": "paper"} if is_bare else values
 
     @property
     def sizes(self) -> dict[str, float]:
@@ -451,7 +457,7 @@ class Study(Section):
     name: Name
     data: DataConfig
     task: TaskConfig = TaskConfig()
-    splits: SplitConfig
+    splits: SplitConfig = SplitConfig(mode="paper")
     shards: ShardConfig
     encoders: dict[Name, EncoderConfig]
     pretraining: tuple[PretrainRun, ...] = ()

@@ -106,14 +106,14 @@ def _split_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--index", type=Path, help="index that `medssl ingest --out` wrote")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}", type=float, metavar="SIZE", help="images, or a fraction of them")
-    for name, words in (
-        ("mode", "the paper's sizes, or the training images that it prints"),
-        ("group_by", "what stays whole"),
-    ):
-        field = fields[name]
-        choices, default = get_args(field.annotation), field.default
-        option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, choices=choices, default=default, help=f"{words} (default: {default})")
+    group.add_argument(
+        "--mode",
+        choices=get_args(fields["mode"].annotation),
+        help="the paper's sizes (the default where none are given), or with the training images that it prints",
+    )
+    default = fields["group_by"].default
+    choices = get_args(fields["group_by"].annotation)
+    group.add_argument("--group-by", choices=choices, default=default, help=f"what stays whole (default: {default})")
     for name, words in (
         ("seed", "of the order of patients"),
         ("draws", "independent orders for label fractions"),
@@ -133,9 +133,11 @@ def _assign_splits(options: argparse.Namespace) -> None:
         raise ConfigError("give --index: the file that `medssl ingest --out` wrote")
     sizes = {split: getattr(options, split) for split in ("train", "validation", "test")}
     settings = {split: size for split, size in sizes.items() if size is not None} | {
-        name: getattr(options, name) for name in ("mode", "group_by", "seed", "draws", "balance_seeds")
+        name: getattr(options, name) for name in ("group_by", "seed", "draws", "balance_seeds")
     }
-    if options.extend and not any(sizes.values()) and options.mode == "sizes":
+    if options.mode:
+        settings["mode"] = options.mode
+    elif options.extend and not any(sizes.values()):
         settings |= data.shares_of(options.index, options.extend)
     config = validate(SplitConfig, settings, "assign-splits")
     summary = data.split_table(
