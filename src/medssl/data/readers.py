@@ -7,7 +7,7 @@ from types import MappingProxyType
 from medssl.config import DataConfig
 from medssl.data import cases, chexpert, images, nih, padchest
 from medssl.data.reading import Reading
-from medssl.exit_codes import BadInputError
+from medssl.data.root import check_root
 from medssl.identifiers import PatientKey
 
 Reader = Callable[..., Reading]
@@ -36,6 +36,5 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
     Raises:
         BadInputError: A table is missing or holds what it must not, or none of the first listed files exists.
     """
-    if not root.is_dir():
-        raise BadInputError("data.root is no folder that exists; give the folder that contains the data set")
+    check_root(root)
     return READERS[config.dataset](root, config, key, with_files=with_files)
