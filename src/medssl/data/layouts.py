@@ -151,7 +151,7 @@ def _reject_overlooked_patients(header: Collection[str], table: str) -> None:
         if "".join(filter(str.isalpha, name.casefold())) in _PATIENT_HEADERS:
             # With a digit it might be an id in a table without a header.
             is_header = name.isprintable() and not any(map(str.isdecimal, name))
-            shown = f'a column "{name}"' if is_header else f"a column of that kind, its {number}. one,"
+            shown = f'a column "{name}"' if is_header else f"a column of that kind, its {number}. one"
             raise ConfigError(
                 f"data.columns: {table} has {shown}, and no field for the patient is named; give "
                 f'{{patient: {name if is_header else "HEADER"}}}, or {{patient: ""}} if it says nothing of the patient'
