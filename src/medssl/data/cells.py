@@ -31,6 +31,7 @@ MAX_EXAMPLES = 5
 # The share of common letters (difflib) from which a text is a misspelt word of ours. From 0.6, difflib's own limit,
 # "Emma" would be a misspelt "Female".
 MIN_SIMILARITY = 0.8
+MAX_LONGER = 2  # characters than the word of ours: "Jane No Finding" is as similar as 0.8
 MIN_MISSPELT_CHARACTERS = 4  # of a word of ours; two letters as AP are part of too many names
 MAX_COLUMNS = 10_000  # the widest public table of the field has about 40
 MAX_HEADER_BYTES = 2**24
@@ -299,7 +300,8 @@ def more(number: int) -> str:
 def _shown(text: str, words: Sequence[str]) -> str:
     """A cell as a message may show it: short numbers and misspelt `words`, nothing that could be an id or a name."""
     is_number = re.fullmatch(r"[+-]?\d{1,3}(\.\d{1,3})?|nan|NaN", text)
-    if is_number or any(_misspells(text.casefold(), word.casefold()) for word in words):
+    parts = text.casefold().split("|")  # of a list of words
+    if is_number or all(any(_misspells(part, word.casefold()) for word in words) for part in parts):
         return f'"{text}"'
     return f"a text of {len(text)} characters"
 
@@ -307,5 +309,5 @@ def _shown(text: str, words: Sequence[str]) -> str:
 def _misspells(text: str, word: str) -> bool:
     if text == word:
         return True
-    is_long = len(word) >= MIN_MISSPELT_CHARACTERS
-    return is_long and difflib.SequenceMatcher(a=text, b=word).ratio() >= MIN_SIMILARITY
+    is_near = len(word) >= MIN_MISSPELT_CHARACTERS and len(text) <= len(word) + MAX_LONGER
+    return is_near and difflib.SequenceMatcher(a=text, b=word).ratio() >= MIN_SIMILARITY
