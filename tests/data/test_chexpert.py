@@ -294,6 +294,7 @@ def test_text_that_is_not_utf8_is_told_by_row(tmp_path):
         (lambda text: text.encode() + "é".encode()[:1], 4),
         (lambda text: text.encode() + b"," * (2**20 - len(text.encode()) - 1) + "é".encode()[:1] + b"x", 4),
         (lambda text: text.encode() + b"," * (2**20 - len(text.encode())) + b"\n\xff", 5),
+        (lambda text: text.encode() + b"," * (2**20 - len(text.encode()) - 2) + "€".encode() + b"\xff\n", 4),
     ],
 )
 def test_bytes_that_are_no_text_are_told_by_row_wherever_they_stand(tmp_path, encode, row_number):
