@@ -1,3 +1,5 @@
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,55 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"s\.yaml"):
         load_study(path)
+
+
+NINE = range(9)
+LAUGHS = "a: &a [ha, ha]\n" + "".join(
+    f"k{i}: &k{i} [{', '.join(['*' + (f'k{i - 1}' if i else 'a')] * 9)}]\n" for i in NINE
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"k{i}: &k{i} {{<<: [{', '.join(['*' + (f'k{i - 1}' if i else 'a')] * 9)}]}}\n" for i in NINE
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, 'key "name" is missing'),
+        (LAUGHS + "name: *k8\nfinetune: {learning_rates: *k8}\ndata: {name: *k8, columns: *k8}\n", '"name": Input'),
+        (MERGES, r"cannot be read as YAML: merge keys \(<<\) are not supported; write the keys out"),
+        ("a: &a [*a]\nname: *a\n", '"name": Input should be'),
+        ("a: " + "[" * 20_000, "cannot be read as YAML"),
+        ("- " * 5_000, "cannot be read as YAML"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(1_200)), "cannot be read as YAML"),
+        ("a: !!python/name:os.system\n", "cannot be read as YAML: could not determine a constructor"),
+        ("a: \0\n", "cannot be read as YAML"),
+        ("? [1]\n: 2\n", "unhashable key"),
+        (f"a: {'9' * 5_000}\n", "cannot be read as YAML"),
+        ("a: " + " " * 2**20, "cannot be read: it is no regular file of at most 1 MiB"),
+    ],
+)
+def test_a_study_file_made_to_fill_memory_or_the_stack_is_refused_in_no_time(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    start_s = time.perf_counter()
+    with pytest.raises(ConfigError, match=message):
+        load_study(tmp_path / "s.yaml")
+    assert time.perf_counter() - start_s < 10  # 0.4 s on an idle core
+
+
+def test_an_override_merges_nothing_either() -> None:
+    with pytest.raises(ConfigError, match="the value cannot be read as YAML"):
+        load_study(DEMO, ["data={<<: {name: x}}"])
+
+
+def test_a_study_file_that_is_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.yaml")
+    (tmp_path / "t.yaml").symlink_to("/dev/zero")
+    for name in ("s.yaml", "t.yaml"):
+        with pytest.raises(ConfigError, match=rf"study file {name} cannot be read: it is no regular file"):
+            load_study(tmp_path / name)
 
 
 def test_a_study_file_that_is_absent_or_a_folder_is_told_without_its_path(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 import contextlib
 import io
 import os
+import resource
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from medssl import imaging
-from medssl.imaging import ImageError, decode, encode, read_bounded, resize, to_channels
+from medssl.imaging import ImageError, decode, encode, read_below, read_bounded, resize, to_channels
 
 PLENTY = 10_000_000
 
@@ -183,6 +185,199 @@ def test_only_regular_files_within_the_bound_are_read(tmp_path):
             read_bounded(tmp_path / name, bound)
         assert caught.value.reason == reason
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_every_prefix_of_a_file_is_an_image_error_or_the_whole_image(format_):
+    data = file_bytes(Image.fromarray(noise(8, 8, 3)), format_)
+    whole = decode(data, max_pixels=64)
+    for length in range(len(data)):
+        try:
+            found = decode(data[:length], max_pixels=64)
+        except ImageError:
+            continue
+        np.testing.assert_array_equal(found, whole)  # a PNG without its last chunk
+        assert length > 0.9 * len(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
+        bytes(128) + b"DICM" + bytes(100),
+        b"PK\x03\x04" + bytes(100),
+        b"%PDF-1.7",
+        b"\xff\xd8",
+        b"\x89PNG",
+        bytes(1000),
+    ],
+)
+def test_bytes_of_another_kind_are_no_image_whatever_their_name(tmp_path, data):
+    (tmp_path / "scan.png").write_bytes(data)
+    assert reason_of(read_bounded(tmp_path / "scan.png", 10_000)) == "not an image"
+
+
+def test_a_png_named_jpg_is_read_as_what_it_is(tmp_path):
+    (tmp_path / "scan.jpg").write_bytes(file_bytes(Image.fromarray(noise())))
+    np.testing.assert_array_equal(decode(read_below(tmp_path, "scan.jpg", 10_000), max_pixels=PLENTY), noise())
+
+
+def test_what_inflates_to_more_than_the_pixels_is_cut_off_or_refused():
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    packer = zlib.compressobj(9)
+    bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(300)) + packer.flush()
+    small = png_by_hand(4, 4, 8, 0, [bytes(4)] * 4)
+    end, pixels = png_chunk(b"IEND", b""), small.index(b"IDAT") - 4
+    assert decode(small[:pixels] + png_chunk(b"IDAT", bomb) + end, max_pixels=16).tolist() == [[0] * 4] * 4
+    for kind, keyword in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")):
+        assert reason_of(small[:pixels] + png_chunk(kind, keyword + bomb) + small[pixels:]) == "damaged"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 100 * 1024
+
+
+def jpeg_with_size(height, width):
+    data = file_bytes(Image.fromarray(noise()), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
+
+
+def test_a_jpeg_that_claims_the_largest_size_is_refused_by_its_header():
+    assert reason_of(jpeg_with_size(65_535, 65_535), max_pixels=100_000_000) == "too many pixels"
+    assert reason_of(jpeg_with_size(20, 31), max_pixels=600) == "too many pixels"
+    assert reason_of(jpeg_with_size(0, 0)) == "damaged"
+
+
+def test_a_jpeg_of_endless_scans_is_refused_in_no_time_and_other_bytes_do_not_count_as_scans():
+    usual = file_bytes(Image.fromarray(noise()), "JPEG", progressive=True)
+    scan = usual[usual.rindex(b"\xff\xda") : -2]
+    assert reason_of(usual[:-2] + scan * 100_000 + usual[-2:]) == "too many parts"
+    # Behind a marker without a length, which libjpeg passes over.
+    assert reason_of(usual[:-2] + b"\xff\x01" + scan * 101 + usual[-2:]) == "too many parts"
+    starts = b"\xff\xda" * 1000
+    comment = b"\xff\xfe" + struct.pack(">H", len(starts) + 2) + starts
+    for harmless in (usual + starts, usual[:2] + comment + usual[2:]):
+        np.testing.assert_array_equal(decode(harmless, max_pixels=600), decode(usual, max_pixels=600))
+
+
+def test_a_png_of_endless_chunks_is_refused_in_no_time():
+    data = png_by_hand(4, 4, 8, 0, [bytes(4)] * 4)
+    assert reason_of(data[:33] + png_chunk(b"teSt", b"") * 200_000 + data[33:]) == "too many parts"
+    assert decode(data[:33] + png_chunk(b"teSt", bytes(2_000_000)) + data[33:], max_pixels=16).shape == (4, 4)
+
+
+def test_rare_png_types_become_8_bits():
+    plus_alpha = png_by_hand(1, 1, 16, 4, [struct.pack(">2H", 65_535, 65_535)])
+    assert np.unique(decode(plus_alpha, max_pixels=1)).tolist() == [255]
+    colours = png_by_hand(2, 1, 16, 2, [struct.pack(">6H", 65_535, 0, 257, 0, 0, 65_535)])
+    assert decode(colours, max_pixels=2).tolist() == [[[255, 0, 1], [0, 0, 255]]]
+    two_bits = png_by_hand(4, 1, 2, 0, [bytes([0b00011011])])
+    assert decode(two_bits, max_pixels=4).tolist() == [[0, 85, 170, 255]]
+    assert reason_of(png_by_hand(4, 1, 8, 3, [bytes(4)])) == "damaged"  # a palette image without a palette
+    assert reason_of(png_by_hand(4, 1, 8, 7, [bytes(4)])) == "damaged"  # a colour type that does not exist
+    assert reason_of(png_by_hand(0, 4, 8, 0, [])) == "damaged"
+
+
+@pytest.mark.parametrize("options", [{}, {"default_image": True}])
+def test_of_several_frames_the_first_is_the_image(options):
+    frames = [Image.fromarray(noise(seed=seed)) for seed in range(3)]
+    animation = file_bytes(frames[0], save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode(animation, max_pixels=600), noise(seed=0))
+    pictures = file_bytes(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95)
+    single = file_bytes(frames[0], "JPEG", quality=95)
+    np.testing.assert_array_equal(decode(pictures, max_pixels=600), decode(single, max_pixels=600))
+
+
+def exif_entry(type_, count, value):
+    """An EXIF block that holds the orientation in one entry of 12 bytes and nothing else."""
+    return b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHI", 0x0112, type_, count) + value + bytes(8)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF|Metadata|Truncated")
+@pytest.mark.parametrize(
+    ("block", "is_turned"),
+    [
+        (b"", False),
+        (b"II", False),
+        (b"II*\0\xff\xff\xff\xff", False),  # a directory beyond the block
+        (exif_entry(3, 1, b"\6\0\0\0"), True),
+        (exif_entry(3, 2, b"\6\0\6\0"), True),  # two values
+        (exif_entry(3, 1, b"\x09\0\0\0"), False),  # no such orientation
+        (exif_entry(3, 0, bytes(4)), False),
+        (exif_entry(3, 2**31, b"\6\0\0\0"), False),
+        (exif_entry(2, 2, b"a\0\0\0"), False),  # text
+        (exif_entry(5, 1, b"\x1a\0\0\0"), False),  # 0 / 0
+        (exif_entry(11, 1, struct.pack("<f", float("inf"))), False),
+        (exif_entry(11, 1, struct.pack("<f", float("nan"))), False),
+        (exif_entry(99, 1, b"\6\0\0\0"), False),
+    ],
+)
+def test_a_broken_orientation_leaves_the_image_as_it_is_stored(block, is_turned):
+    jpeg = file_bytes(Image.fromarray(noise()), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block
+    png = png_by_hand(30, 20, 8, 0, [bytes(30)] * 20)
+    for data in (jpeg[:2] + segment + jpeg[2:], png[:33] + png_chunk(b"eXIf", block) + png[33:]):
+        assert decode(data, max_pixels=600).shape == ((30, 20) if is_turned else (20, 30))
+
+
+def test_a_file_of_ten_gigabytes_is_refused_without_reading_it(tmp_path, monkeypatch):
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 10 * 2**30)
+
+    def never(*_, **__):
+        raise AssertionError("a file over the bound was opened")
+
+    monkeypatch.setattr(Path, "open", never)
+    assert reason_of_reading(tmp_path, "sparse.png", 256 * 2**20) == "too many bytes"
+
+
+def reason_of_reading(root, name, max_bytes=1000):
+    with pytest.raises(ImageError) as caught:
+        read_below(root, name, max_bytes)
+    assert str(caught.value) == caught.value.reason
+    return caught.value.reason
+
+
+def test_nothing_outside_the_folder_is_read_by_path_or_link(tmp_path):
+    root, outside = tmp_path / "set", tmp_path / "set2"
+    for folder in (root / "a", outside):
+        folder.mkdir(parents=True)
+        (folder / "x.png").write_bytes(folder.name.encode())
+    (root / "file.png").symlink_to(outside / "x.png")
+    (root / "folder").symlink_to(outside)
+    (root / "relative").symlink_to("../set2")
+    (root / "chain").symlink_to("folder")
+    (root / "device.png").symlink_to("/dev/zero")
+    outward = (
+        "file.png",
+        "folder/x.png",
+        "relative/x.png",
+        "chain/x.png",
+        "device.png",
+        "../set2/x.png",
+        "a/../../set2/x",
+    )
+    for name in (*outward, str(outside / "x.png"), str(root / "a/x.png"), "a/../a/x.png"):
+        assert reason_of_reading(root, name) == "outside the data folder"
+    (root / "within.png").symlink_to("a/x.png")
+    (root / "b").symlink_to("a")
+    (tmp_path / "alias").symlink_to("set")
+    for base in (root, tmp_path / "alias"):
+        assert [read_below(base, name, 9) for name in ("a/x.png", "within.png", "b/x.png", "./a//x.png")] == [b"a"] * 4
+
+
+def test_names_that_no_file_can_have_are_missing_files(tmp_path):
+    for name in ("x" * 300 + ".png", "y/" * 3000 + "x.png", "a\0b.png"):
+        assert reason_of_reading(tmp_path, name) == "missing file"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_file_that_may_not_be_read_is_told_apart(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"1")
+    (tmp_path / "x.png").chmod(0)
+    os.seteuid(65_534)  # nobody
+    try:
+        assert reason_of_reading(tmp_path, "x.png") == "no permission"
+    finally:
+        os.seteuid(0)
 
 
 def test_channels_go_both_ways_and_grey_survives_the_way_over_rgb():

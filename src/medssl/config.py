@@ -4,9 +4,11 @@ A component receives only its own section, so that editing `finetune:` leaves pr
 inside dictionaries on as floats; pydantic's lax mode accepts 8.0 for an integer and rejects 8.5.
 """
 
+import errno
 import hashlib
 import json
 import math
+import stat
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -36,6 +38,7 @@ PAPER_CONDITIONS = (
 RANDOM_INITIALIZATION = "random"
 # A ValueError: an impossible date or number; a RecursionError: nested a thousand deep.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_MAX_STUDY_BYTES = 2**20
 AGE_EDGES_YEARS = (40.0, 60.0, 80.0)  # of the age bands that are balanced and analysed
 # Images by split. The paper prints 67,429 for training; with a dropped leading digit the three sum to all 223,414
 # images of CheXpert's training table and are its 75/10/15 split (spec 2.4).
@@ -43,6 +46,7 @@ PAPER_SIZES: Mapping[str, int] = MappingProxyType({"train": 167_429, "validation
 PAPER_LITERAL_TRAIN = 67_429
 MAX_PIXELS = 100_000_000  # of one image, and the bytes of its file
 MAX_BYTES = 256 * 1024 * 1024
+MAX_TABLE_BYTES = 2**31 - 1  # of a label table, decompressed; one Arrow array of text holds no more
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
 
 
@@ -70,6 +74,15 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types, without merge keys: those of nine lines that merge the one before nine times fill memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys (<<) are not supported; write the keys out")
+        super().flatten_mapping(node)
 
 
 class GenerateConfig(Section):
@@ -569,7 +582,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         ConfigError: The file is absent, no YAML, or does not describe a study. One line a problem.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Asked before opening: to open a named pipe would wait for a writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_STUDY_BYTES:
+            raise OSError(errno.EINVAL, "it is no regular file of at most 1 MiB")
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"study file {path.name} not found; see pipelines/studies/") from None
     except OSError as error:  # its own text holds the path
@@ -649,7 +666,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except _NO_YAML:
         raise ConfigError(
             f"--set {override}: the value cannot be read as YAML; close brackets and quotation marks"

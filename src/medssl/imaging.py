@@ -4,7 +4,10 @@ Pure functions of bytes and uint8 arrays; a file's name is never looked at. Equa
 version of Pillow, which is part of the data role's code version.
 """
 
+import errno
 import io
+import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -26,7 +29,19 @@ _READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
 )
 # All that Pillow raises on damaged bytes.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError, struct.error,
+)  # fmt: skip
+# A scan of 23 bytes costs a pass over all pixels, and a file of permitted size could hold ten million of them. Encoders
+# write about ten.
+_MAX_JPEG_SCANS = 100
+_SCAN_START = re.compile(rb"\xff\xda")
+# Behind 0xFF, 0 stands in compressed data, and 1 and 0xD0 to 0xD7 are markers alone (ITU-T T.81, table B.1).
+_JPEG_SEGMENT = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_END_OF_IMAGE = b"\xd9"
+_START_OF_SCAN = b"\xda"
+_MAX_PNG_CHUNKS = 100_000  # about a second of Pillow's time; encoders write one for each 8 to 64 KiB
+_PNG_CHUNK_OVERHEAD = 12  # bytes of its length, kind and checksum
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, table 4; each value with the operation that turns the stored rows upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,13 +65,31 @@ class ImageError(Exception):
 
     Attributes:
         reason: Its category, the same words for every image of a kind, so that they can be counted: "missing
-            file", "not a regular file", "no permission", "too many bytes", "empty file", "not an image",
-            "truncated", "damaged", "too many pixels", "unsupported mode".
+            file", "outside the data folder", "not a regular file", "no permission", "too many bytes", "empty file",
+            "not an image", "truncated", "damaged", "too many pixels", "too many parts", "unsupported mode".
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def read_below(root: Path, file: str, max_bytes: int) -> bytes:
+    """Read the file that lies at `file` below the folder `root`, and nothing that a path or a link leads to elsewhere.
+
+    Links within the folder are followed, and `root` may be one itself.
+
+    Raises:
+        ImageError: As of `read_bounded`, or the file lies outside.
+        OSError: The storage failed.
+    """
+    try:
+        path = Path(os.path.realpath(root / file))
+    except ValueError:  # a NUL, which no name of a file holds
+        raise ImageError("missing file") from None
+    if Path(file).is_absolute() or ".." in Path(file).parts or not path.is_relative_to(os.path.realpath(root)):
+        raise ImageError("outside the data folder")
+    return read_bounded(path, max_bytes)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -68,8 +101,11 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """
     try:
         # Asked before opening: to open a named pipe would wait for a writer.
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file")
+        if status.st_size > max_bytes:
+            raise ImageError("too many bytes")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,6 +113,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     except PermissionError:
         raise ImageError("no permission") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError("missing file") from None
         # Without the path, which the usual message holds and a log must not.
         raise OSError(f"the storage failed while an image was read: {error.strerror}") from None
     if len(data) > max_bytes:
@@ -105,6 +143,8 @@ def decode(data: bytes | memoryview, *, max_pixels: int) -> Pixels:
     reader = next((reader for magic, reader in _READERS if data[: len(magic)] == magic), None)
     if reader is None:
         raise ImageError("not an image")
+    if _has_too_many_parts(data, reader):
+        raise ImageError("too many parts")
     try:
         with reader(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
@@ -115,6 +155,31 @@ def decode(data: bytes | memoryview, *, max_pixels: int) -> Pixels:
         # Pillow tells the two apart only in its words, and by these classes where the header itself ends.
         short = isinstance(error, EOFError | struct.error) or "truncated" in str(error).lower()
         raise ImageError("truncated" if short else "damaged") from None
+
+
+def _has_too_many_parts(data: bytes | memoryview, reader: type[ImageFile]) -> bool:
+    """Whether there are so many scans or chunks that they cost more time than the pixels."""
+    if reader is PngImageFile:
+        return len(data) > _MAX_PNG_CHUNKS * _PNG_CHUNK_OVERHEAD and _num_png_chunks(data) > _MAX_PNG_CHUNKS
+    # The first count takes 1 % of the time of decoding, the exact one up to half of it.
+    return len(_SCAN_START.findall(data)) > _MAX_JPEG_SCANS and _num_jpeg_scans(data) > _MAX_JPEG_SCANS
+
+
+def _num_jpeg_scans(data: bytes | memoryview) -> int:
+    """Scans up to the end of the image: metadata and what follows the image may hold the same two bytes."""
+    num_scans, at = 0, 2
+    while (segment := _JPEG_SEGMENT.search(data, at)) and segment[1] != _END_OF_IMAGE:
+        num_scans += segment[1] == _START_OF_SCAN
+        at = segment.end() + int.from_bytes(data[segment.end() : segment.end() + 2])
+    return num_scans
+
+
+def _num_png_chunks(data: bytes | memoryview) -> int:
+    num_chunks, at = 0, 8
+    while at < len(data) and num_chunks <= _MAX_PNG_CHUNKS:
+        num_chunks += 1
+        at += int.from_bytes(data[at : at + 4]) + _PNG_CHUNK_OVERHEAD
+    return num_chunks
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

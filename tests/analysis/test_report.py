@@ -495,3 +495,15 @@ def test_an_arm_that_starts_from_an_unknown_run_is_refused():
     study = make_study()
     with pytest.raises(ValueError, match="'second' is unknown"):
         arm_table.table(study.arms, study.encoders, study.pretraining[:1])
+
+
+def test_no_class_or_subgroup_becomes_a_formula_in_the_table_of_all_metrics(inputs, tmp_path):
+    formula = "=HYPERLINK(1)"
+    classes = [formula if name == "Edema" else name for name in inputs.metrics["class"].to_pylist()]
+    position = inputs.metrics.column_names.index("class")
+    metrics = inputs.metrics.set_column(position, inputs.metrics.schema.field("class"), pa.array(classes, pa.string()))
+    report.write(replace(inputs, metrics=metrics), tmp_path)
+    found = pa.csv.read_csv(tmp_path / "tables" / report.ALL_METRICS)
+    assert set(found["class"].to_pylist()) == {*classes} - {formula} | {f"'{formula}"}
+    assert found["estimate"].to_pylist() == pytest.approx(metrics["estimate"].to_pylist(), nan_ok=True)
+    assert f">{formula}<" in (tmp_path / "index.html").read_text()

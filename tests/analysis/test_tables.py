@@ -28,7 +28,27 @@ def test_every_text_is_escaped_in_captions_headers_cells_and_notes():
 def test_any_words_survive_the_way_through_csv(words):
     table = tables.build("some", "", [tables.text("a")], [[word] for word in words])
     rows = list(csv.reader(io.StringIO(tables.to_csv(table), newline="")))
-    assert [row[0] for row in rows[1:]] == words
+    for (cell, _), word in zip(rows[1:], words, strict=True):
+        assert cell in (word, f"'{word}")
+        assert not cell.startswith(("=", "@", "\t", "\r", "\n"))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "=1+1", "=cmd|' /C calc'!A0", "@SUM(A1)", "+1+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "\t=1", "\r=1",
+        " =1", "\u00a0=1", "＝1", "＋x", "－x", "＠x", "-", "+", "--1", "-x",
+    ],
+)  # fmt: skip
+def test_no_cell_header_or_note_of_a_csv_is_a_formula(cell):
+    table = tables.build("some", "", [tables.text(cell), Column("v")], [[cell, Cell("1", cell)]])
+    found = list(csv.reader(io.StringIO(tables.to_csv(table), newline="")))
+    assert found == [[f"'{cell}", "v", "notes"], [f"'{cell}", "1", f"'{cell}"]]
+
+
+@pytest.mark.parametrize("cell", ["-0.012 [-0.030, 0.006]", "-1", "+2.5", "-1e-05", "-3.2 %", "a=b", "(-1)", "x-y", ""])
+def test_numbers_and_other_words_of_a_csv_stay_as_they_are(cell):
+    assert tables.no_formula(cell) == cell
 
 
 def test_rows_that_share_the_first_cell_stand_under_it_as_one_heading():

@@ -295,6 +295,41 @@ def test_a_column_that_is_not_of_conditions_is_told_by_their_number(tmp_path):
     assert 'column "condition" is blank throughout; give the column of conditions as data.columns' in blank
 
 
+@pytest.mark.parametrize("column", ["patient", "case"])
+@pytest.mark.parametrize(
+    "name", ["Erika\u200b", "Erika\u202e", "\ufeffErika", "Eri\u00a0ka", "Eri\x1bka", "Eri\u2028ka"]
+)
+def test_ids_that_only_look_the_same_are_refused(tmp_path, column, name):
+    message = error_of(tmp_path, [row(), row("photo2.jpg", **{column: name})])
+    assert f'column "{column}" holds characters that cannot be seen in 1 row (row 3); remove control' in message
+
+
+def test_an_id_is_the_same_however_its_letters_were_composed(tmp_path):
+    rows = [row("1.jpg", "M\u00fcller", "1"), row("2.jpg", "Mu\u0308ller", "1")]
+    assert len(set(read_rows(tmp_path, rows).index["patient_id"].to_pylist())) == 1
+
+
+@pytest.mark.parametrize("name", ["patient 00077", "Patient-7", "patient\x1b[2", "\u202epatient"])
+def test_a_first_row_that_may_be_no_header_is_not_shown(tmp_path, name):
+    message = error_of(tmp_path, [row()], ("image", name, "condition"))
+    assert message.isprintable()
+    assert name not in message
+    assert "cases.csv has a column of that kind, its 2. one, and no field for the patient is named; give" in message
+
+
+@pytest.mark.parametrize("name", [".", "./", "//", "a/../b.jpg", "a\\b.jpg", "a\nb.jpg", "~\u202egpj.exe"])
+def test_names_that_are_folders_climb_or_deceive_are_no_images(tmp_path, name):
+    message = error_of(tmp_path, [row(), row(name, case="2")])
+    assert 'column "image" holds no name of a file below the data set\'s folder in 1 row (row 3)' in message
+
+
+def test_a_name_longer_than_the_system_permits_is_an_image_that_does_not_exist(tmp_path):
+    (tmp_path / "photo1.jpg").touch()
+    rows = [row("x" * 5000), row("y/" * 3000 + "z.jpg"), row("photo1.jpg")]
+    assert read_rows(tmp_path, rows, with_files=True).index.num_rows == 3
+    assert "none of the first 2 listed images exists" in error_of(tmp_path, rows[:2], with_files=True)
+
+
 @pytest.mark.parametrize(
     ("header", "columns", "expected"),
     [

@@ -1,8 +1,10 @@
 import csv
 import gzip
 import io
+import os
 import re
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from medssl import schema
 from medssl.config import DataConfig
+from medssl.data import cells as cells_module
 from medssl.data import chexpert, readers
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -277,6 +280,110 @@ def test_a_damaged_archive_is_told(tmp_path):
 def test_text_that_is_not_utf8_is_told_by_row(tmp_path):
     text = table_text([*ordinary_rows(2), row(Sex="Mäle")]).encode("latin-1")
     assert "train.csv is not UTF-8 text (first seen in row 4)" in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("encode", "row_number"),
+    [
+        (lambda text: text.encode("utf-16"), 1),
+        (lambda text: text.encode("utf-16-le"), 1),  # valid UTF-8, but for the NUL in each character
+        (lambda text: text.replace("Male", "Ma\0le").encode(), 2),
+        (lambda text: b"PK\3\4" + bytes(60), 1),
+        (lambda text: gzip.compress(text.encode()), 1),
+        (lambda text: (text + "\ud800").encode(errors="surrogatepass"), 4),
+        (lambda text: text.encode() + "é".encode()[:1], 4),
+        (lambda text: text.encode() + b"," * (2**20 - len(text.encode()) - 1) + "é".encode()[:1] + b"x", 4),
+        (lambda text: text.encode() + b"," * (2**20 - len(text.encode())) + b"\n\xff", 5),
+        (lambda text: text.encode() + b"," * (2**20 - len(text.encode()) - 2) + "€".encode() + b"\xff\n", 4),
+    ],
+)
+def test_bytes_that_are_no_text_are_told_by_row_wherever_they_stand(tmp_path, encode, row_number):
+    message = error_of(tmp_path, encode(table_text(ordinary_rows(2))))
+    assert f"train.csv is not UTF-8 text (first seen in row {row_number}); save it as UTF-8" in message
+
+
+def test_a_character_across_two_chunks_of_the_check_is_text(tmp_path):
+    text = table_text(ordinary_rows(2), (*chexpert.COLUMNS, "Note")).encode()
+    (tmp_path / "train.csv").write_bytes(text[:-1] + b"n" * (2**20 - len(text)) + "éé\n".encode())
+    touch(tmp_path, ordinary_rows(1))
+    assert read(tmp_path).index.num_rows == 2
+
+
+def test_lines_that_end_in_cr_alone_are_told(tmp_path):
+    text = table_text(ordinary_rows(3)).replace("\n", "\r")
+    assert "train.csv has lines that end in CR alone; save it with LF or CRLF" in error_of(tmp_path, text)
+
+
+def test_an_open_quotation_mark_in_a_column_that_is_not_read_does_not_swallow_the_rest(tmp_path):
+    rows = [{**r, "Note": note} for r, note in zip(ordinary_rows(4), "abcd", strict=True)]
+    text = table_text(rows, (*chexpert.COLUMNS, "Note"))
+    assert "train.csv cannot be parsed" in error_of(tmp_path, text.replace(",b\n", ',"b\n'))
+
+
+def test_a_row_or_header_of_a_million_cells_and_a_cell_of_100_mb_are_refused_in_seconds(tmp_path):
+    start_s = time.perf_counter()
+    header, *rows = table_text(ordinary_rows(2)).splitlines()
+    wide = ",".join(f"c{i}" for i in range(10**6))
+    assert "train.csv: row 1 has 1,000,019 columns, more than 10,000; give" in error_of(tmp_path, f"{header},{wide}\n")
+    message = error_of(tmp_path, "\n".join([header, *rows, "," * (10**6 - 1)]))
+    assert "train.csv: other than 19 cells in 1 row (row 4; row 4 has 1000000)" in message
+    for text in (f"{header}\n{rows[0]}{'x' * 10**8}\n", f"{header},{'x' * 10**8}\n{rows[0]},\n"):
+        assert "train.csv cannot be parsed" in error_of(tmp_path, text)
+    assert time.perf_counter() - start_s < 30  # 3 s on an idle core
+
+
+def test_a_table_over_the_bound_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
+    (tmp_path / "sparse.csv").touch()
+    os.truncate(tmp_path / "sparse.csv", 10 * 2**30)
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(bytes(2**26)))
+    (tmp_path / "whole.csv.gz").write_bytes(gzip.compress(table_text(ordinary_rows(1)).encode()))
+    touch(tmp_path, ordinary_rows(1))
+    with pytest.raises(BadInputError, match=r"sparse.csv has more than 2,147,483,647 bytes"):
+        read(tmp_path, train_table="sparse.csv")
+    monkeypatch.setattr(cells_module, "MAX_TABLE_BYTES", 2**24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInputError, match=r"bomb.csv.gz has more than 16,777,216 bytes, decompressed"):
+            read(tmp_path, train_table="bomb.csv.gz")
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert read(tmp_path, train_table="whole.csv.gz").index.num_rows == 1
+
+
+def test_a_table_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("train.csv", "zero.csv", "folder.csv"):
+        with pytest.raises(BadInputError, match=rf"^{name} is not a regular file; give the table itself"):
+            read(tmp_path, train_table=name)
+    for name in ("a\0b.csv", "x" * 300, "zero.csv/below"):
+        with pytest.raises(BadInputError, match=r"data.train_table is no name|cannot be read: ") as caught:
+            read(tmp_path, train_table=name)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_header_with_control_characters_is_not_shown(tmp_path):
+    columns = ["Pleural Effusion\x1b[2J" if c == "Pleural Effusion" else c for c in chexpert.COLUMNS]
+    message = error_of(tmp_path, table_text(ordinary_rows(2), columns))
+    assert message.isprintable()
+    assert 'row 1 lacks 1 of 19 columns: "Pleural Effusion"; name' in message
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.TAR.gz", "set.tgz"])
+def test_an_archive_in_place_of_the_folder_is_not_unpacked_but_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    with pytest.raises(BadInputError, match=r"^data.root is an archive; unpack it, and give the folder that contains"):
+        read(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_exist_is_told_without_its_name(tmp_path):
+    for name in ("x" * 300, "a\0b", "y/" * 3000):
+        with pytest.raises(BadInputError, match=r"^data.root (is no folder that exists|cannot be entered)") as caught:
+            read(tmp_path / name)
+        assert str(tmp_path) not in str(caught.value)
 
 
 @pytest.mark.parametrize(

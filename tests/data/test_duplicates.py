@@ -132,6 +132,20 @@ def test_copies_among_files_are_found_and_what_cannot_be_used_is_counted(tmp_pat
     assert "duplicates: 21/21 images" in capsys.readouterr().out
 
 
+def test_pictures_that_links_lead_to_outside_the_folder_are_counted_and_not_compared(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    saved(tmp_path, {"out.png": picture(0)})
+    saved(root, {"a.png": picture(0)})
+    (root / "file.png").symlink_to(tmp_path / "out.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "within.png").symlink_to("a.png")
+    files = ["a.png", "file.png", "folder/out.png", "../out.png", str(tmp_path / "out.png"), "within.png"]
+    hashed = duplicates.hash_files(files, root, **BOUNDS)
+    assert hashed.without == {"outside the data folder": 4}
+    assert hashed.is_hashed.tolist() == [True, False, False, False, False, True]
+
+
 def test_numbers_of_pairs_skip_files_without_a_hash(tmp_path):
     files = saved(tmp_path, {"flat.png": np.zeros((9, 9), np.uint8), "a.png": picture(0), "b.png": picture(0)})
     pairs = duplicates.candidates(duplicates.hash_files(files, tmp_path, **BOUNDS))

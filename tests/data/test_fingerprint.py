@@ -1,5 +1,6 @@
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -122,6 +123,28 @@ def test_a_link_that_leaves_the_folder_is_refused_without_its_name(root, tmp_pat
         take(root)
     assert "patient" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_folders_deeper_than_the_interpreters_stack_count(root):
+    before = take(root).digest
+    subprocess.run(["mkdir", "-p", root / ("a/" * 1200)], check=True)  # pathlib makes folders recursively
+    assert take(root).digest == before
+    (root / ("a/" * 1200) / "x").touch()
+    try:
+        assert take(root).digest != before
+    finally:
+        subprocess.run(["rm", "-r", root / "a"], check=True)  # what clears temporary folders is recursive
+
+
+def test_a_table_over_the_bound_is_refused_before_it_is_read_and_pipes_are_not_waited_for(root):
+    os.mkfifo(root / "pipe.csv")
+    (root / "sparse.csv").touch()
+    os.truncate(root / "sparse.csv", 10 * 2**30)
+    assert take(root).num_files == 6  # the pipe is none
+    with pytest.raises(BadInputError, match=r"^sparse.csv has more than 2,147,483,647 bytes; give the table of labels"):
+        take(root, tables=["sparse.csv"])
+    with pytest.raises(BadInputError, match=r"^pipe.csv is not in the data set's folder"):
+        take(root, tables=["pipe.csv"])
 
 
 def test_what_is_missing_is_told_without_a_path(root, tmp_path):

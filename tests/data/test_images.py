@@ -1,4 +1,5 @@
 import os
+import subprocess
 from collections import defaultdict
 
 import pytest
@@ -108,6 +109,25 @@ def test_names_that_cannot_be_shown_or_stored_as_text_are_counted_and_refused(tm
     assert "1 of 2 images have names that are no UTF-8, or hold control characters or backslashes; rename" in error_of(
         tmp_path
     )
+
+
+def test_folders_deeper_than_the_interpreters_stack_are_listed(tmp_path):
+    deep = "a/" * 1200
+    subprocess.run(["mkdir", "-p", tmp_path / deep], check=True)  # pathlib makes folders recursively
+    (tmp_path / deep / "photo.jpg").touch()
+    try:
+        assert read(tmp_path).sources["file"].to_pylist() == [f"{deep}photo.jpg"]
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # what clears temporary folders is recursive
+
+
+def test_pipes_and_sockets_among_the_images_are_left_out_and_not_waited_for(tmp_path):
+    touch(tmp_path, "good.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    result = read(tmp_path)
+    assert result.sources["file"].to_pylist() == ["good.jpg"]
+    assert result.summary["left_out"] == {"hidden": 0, "links": 0, "other files": 1}
 
 
 def test_a_table_groups_the_images_and_its_conditions_become_no_labels(tmp_path):

@@ -172,6 +172,7 @@ def test_lateral_views_are_not_in_the_set(tmp_path):
     [
         ({"labels": "Efusion"}, r'"Finding Labels" holds "Efusion" in 1 row \(row 3\); expected "No Finding" alone'),
         ({"labels": "Mass|Jane Doe"}, r'"Finding Labels" holds a text of 13 characters in 1 row \(row 3\)'),
+        ({"labels": "Jane No Finding"}, r'"Finding Labels" holds a text of 15 characters in 1 row \(row 3\)'),
         ({"labels": ""}, r"holds a text of 0 characters in 1 row \(row 3\)"),
         ({"labels": "No Finding|Mass"}, r"holds \"No Finding\|Mass\" in 1 row \(row 3\)"),
         ({"Patient Age": "old"}, r'"Patient Age" holds a text of 3 characters in 1 row \(row 3\); expected an age'),

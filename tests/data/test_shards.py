@@ -2,6 +2,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -182,6 +183,34 @@ def test_files_outside_the_data_folder_are_never_read(tmp_path):
     data_set.file_of[first], data_set.file_of[second] = "../../outside.png", str(tmp_path / "outside.png")
     data_set.write_tables()
     assert data_set.write_shards(tmp_path / "out")["undecodable_by_reason"] == {"outside the data folder": 2}
+
+
+def test_links_are_followed_within_the_data_folder_only(data_set, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    data_set.pixels(hex_id("x")).save(outside / "x.png")
+    (data_set.root / "folder").symlink_to(outside)
+    first, second, third, *_ = data_set.file_of
+    for image_id, target in ((first, outside / "x.png"), (third, data_set.root / "p20_v0.png")):
+        (data_set.root / data_set.file_of[image_id]).unlink()
+        (data_set.root / data_set.file_of[image_id]).symlink_to(target)
+    data_set.file_of[second] = "folder/x.png"
+    data_set.write_tables()
+    summary = data_set.write_shards(tmp_path / "out")
+    assert {image["image_id"] for image in summary["undecodable"]} == {first, second}
+    assert summary["undecodable_by_reason"] == {"outside the data folder": 2}
+
+
+def test_pipes_folders_and_endless_files_are_listed_as_unusable_and_never_waited_for(data_set, tmp_path):
+    names = [data_set.file_of[image_id] for image_id in list(data_set.file_of)[:3]]
+    for name in names:
+        (data_set.root / name).unlink()
+    os.mkfifo(data_set.root / names[0])
+    (data_set.root / names[1]).mkdir()
+    (data_set.root / names[2]).touch()
+    os.truncate(data_set.root / names[2], 10 * 2**30)
+    summary = data_set.write_shards(tmp_path / "out")
+    assert summary["undecodable_by_reason"] == {"not a regular file": 2, "too many bytes": 1}
 
 
 def test_too_many_unusable_images_are_an_error_that_says_what_to_do(data_set, tmp_path):

@@ -80,8 +80,17 @@ def write(inputs: ReportInputs, out_dir: Path) -> None:
             (out_dir / TABLES_DIR / f"{part.name}.csv").write_bytes(tables.to_csv(part).encode())
         elif isinstance(part, Figure):
             (out_dir / FIGURES_DIR / f"{part.name}.svg").write_text(part.svg, encoding="utf-8")
-    pyarrow.csv.write_csv(inputs.metrics, out_dir / TABLES_DIR / ALL_METRICS)
+    pyarrow.csv.write_csv(_without_formulas(inputs.metrics), out_dir / TABLES_DIR / ALL_METRICS)
     (out_dir / layout.REPORT).write_text(html, encoding="utf-8")
+
+
+def _without_formulas(rows: pa.Table) -> pa.Table:
+    """The table with its words as `tables.no_formula` leaves them."""
+    for position, column in enumerate(rows.schema):
+        if column.type == pa.string():
+            cells = [cell and tables.no_formula(cell) for cell in rows[column.name].to_pylist()]
+            rows = rows.set_column(position, column, pa.array(cells, pa.string()))
+    return rows
 
 
 def headline(metrics: pa.Table, arms: pa.Table) -> str:

@@ -15,6 +15,9 @@ from typing import Any
 
 NOT_EVALUABLE = "not evaluable"
 TOO_SMALL = "too few patients"
+# The first characters of OWASP's page on CSV injection, also in full width, and behind spaces.
+_FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")
+_NUMBERS = re.compile(r"[-+]\d[-+\d.,e%\[\] ]*")
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 # Two hyphens as in e-5 or 40-60 stay: the sign of a number is the one that follows no letter or digit.
 
@@ -112,14 +115,22 @@ def is_absent(cell: Cell) -> bool:
 
 
 def to_csv(table: Table) -> str:
-    """The table as RFC 4180 has it, with its footnotes in a last column."""
+    """The table as RFC 4180 has it, with its footnotes in a last column, and nothing in it that would be computed."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow([*(column.label for column in table.columns), "notes"])
+    writer.writerow([*(no_formula(column.label) for column in table.columns), "notes"])
     for row in table.rows:
         notes = dict.fromkeys(cell.note for cell in row if cell.note)
-        writer.writerow([*(cell.text for cell in row), "; ".join(notes)])
+        writer.writerow([*(no_formula(cell.text) for cell in row), no_formula("; ".join(notes))])
     return out.getvalue()
+
+
+def no_formula(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe, as is usual.
+
+    Numbers and intervals keep their sign. Names of conditions and sites come from tables that others wrote.
+    """
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell) else cell
 
 
 def to_html(table: Table) -> str:

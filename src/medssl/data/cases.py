@@ -27,6 +27,7 @@ from medssl.data.reading import (
     age_years,
     finish,
     probe,
+    readable_ids,
     reject_repeated_images,
     reject_unsafe_files,
 )
@@ -189,7 +190,7 @@ def _filled(cells: Cells, columns: Mapping[str, str], field: str) -> Column | No
     """The column of ids; None where the table has none or it is blank throughout."""
     if field not in columns:
         return None
-    column = cells.columns[columns[field]]
+    column = readable_ids(cells, columns[field])
     is_blank: Column = pc.equal(column, pa.scalar(""))
     if pc.all(is_blank).as_py():
         return None

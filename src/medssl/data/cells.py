@@ -4,11 +4,13 @@ A row is named by its number as a spreadsheet shows it: the header is row 1, and
 cell that could be a path, an id or a name.
 """
 
+import codecs
 import csv
 import difflib
 import gzip
 import io
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +24,18 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from medssl.config import MAX_TABLE_BYTES
 from medssl.exit_codes import BadInputError
 
 MAX_EXAMPLES = 5
 # The share of common letters (difflib) from which a text is a misspelt word of ours. From 0.6, difflib's own limit,
 # "Emma" would be a misspelt "Female".
 MIN_SIMILARITY = 0.8
+MAX_LONGER = 2  # characters than the word of ours: "Jane No Finding" is as similar as 0.8
 MIN_MISSPELT_CHARACTERS = 4  # of a word of ours; two letters as AP are part of too many names
+MAX_COLUMNS = 10_000  # the widest public table of the field has about 40
+MAX_HEADER_BYTES = 2**24
+CHUNK_BYTES = 2**20
 CLOSE_QUOTES = "cannot be parsed as comma-separated rows; close quotation marks and give the complete table"
 
 Column = Any  # a pyarrow array; the published stubs cannot say of what
@@ -118,7 +125,8 @@ def read(
         remedy: What to do where one is not, for the message.
 
     Raises:
-        BadInputError: The table is missing, damaged, empty, no UTF-8, ragged, or lacks a column.
+        BadInputError: The table is missing, no regular file, too large, damaged, empty, no UTF-8, ragged, or lacks a
+            column.
     """
     label = Path(name).name
     text = _text(root, name, setting)
@@ -145,34 +153,74 @@ def read_header(root: Path, name: str, *, setting: str) -> list[str]:
 
 
 def _text(root: Path, name: str, setting: str) -> bytes:
-    """The table's bytes, decompressed."""
+    """The table's bytes, decompressed; a table that is too large is refused before it is in memory."""
     label = Path(name).name
+    path = root / name
     try:
-        data = (root / name).read_bytes()
-        return gzip.decompress(data) if name.endswith(".gz") else data
+        # Asked before opening: to open a named pipe would wait for a writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInputError(f"{label} is not a regular file; give the table itself, as a .csv or .csv.gz")
+        is_packed = name.endswith(".gz")
+        if (_unpacked_bytes(path) if is_packed else status.st_size) <= MAX_TABLE_BYTES:
+            with gzip.open(path) if is_packed else path.open("rb") as file:
+                return file.read()
     except FileNotFoundError:
         raise BadInputError(f"{label} is not in the data set's folder; give its name as {setting}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise BadInputError(f"{label} is damaged: it cannot be decompressed to its end; copy it anew") from None
     except OSError as error:  # its own text holds the path
         raise BadInputError(f"{label} cannot be read: {error.strerror}; give a file that can be read") from None
+    except ValueError:  # a NUL in its name
+        raise BadInputError(f"{setting} is no name of a file; give that of the table") from None
+    raise BadInputError(
+        f"{label} has more than {MAX_TABLE_BYTES:,} bytes, decompressed; give the table of labels, or part of it"
+    )
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """What an archive holds, counted no further than it takes to know that it is too much."""
+    num_bytes = 0
+    with gzip.open(path) as file:
+        while num_bytes <= MAX_TABLE_BYTES and (chunk := file.read(CHUNK_BYTES)):
+            num_bytes += len(chunk)
+    return num_bytes
 
 
 def _header(name: str, text: bytes) -> list[str]:
-    """Names of the columns, once the whole text is known to be UTF-8."""
+    """Names of the columns, once the whole text is known to be UTF-8 and its rows to end where they should."""
+    _check_text(name, text)
     try:
-        decoded = text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = text.count(b"\n", 0, error.start) + 1
-        raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8") from None
-    if not decoded or decoded.isspace():
-        raise BadInputError(f"{name} is empty; give the complete table")
-    # Line by line from the bytes: a StringIO would take four times the table's size, and most of the time.
-    lines = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8-sig", newline="\n")
-    try:
-        return next(csv.reader(lines), [])
+        start = text[:MAX_HEADER_BYTES].decode("utf-8-sig", errors="ignore")  # of a character that is cut at the end
+        header = next(csv.reader(io.StringIO(start)), [])
     except csv.Error:  # a quotation mark that nothing closes makes a cell over csv's limit of 131072 characters
         raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
+    if len(header) > MAX_COLUMNS:
+        raise BadInputError(
+            f"{name}: row 1 has {len(header):,} columns, more than {MAX_COLUMNS:,}; give the table of labels, whose "
+            "rows end in line breaks"
+        )
+    return header
+
+
+def _check_text(name: str, text: bytes) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:  # in chunks, as the whole text in memory a second time takes up to four times as much
+        for begin in range(0, len(text) + 1, CHUNK_BYTES):
+            decoder.decode(text[begin : begin + CHUNK_BYTES], final=begin + CHUNK_BYTES > len(text))
+        place = text.find(b"\0")
+    except UnicodeDecodeError as error:
+        # The decoder counts from its rest of the chunk before.
+        place = begin + error.start - (len(error.object) - len(text[begin : begin + CHUNK_BYTES]))
+    if place >= 0:
+        row = text.count(b"\n", 0, place) + 1
+        raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8")
+    if not text[:CHUNK_BYTES].removeprefix(codecs.BOM_UTF8).strip() and not text.strip():
+        raise BadInputError(f"{name} is empty; give the complete table")
+    if b"\n" not in text and text.find(b"\r", 0, len(text) - 1) >= 0:
+        raise BadInputError(f"{name} has lines that end in CR alone; save it with LF or CRLF at the end of each row")
+    if text.count(b'"') % 2:  # else the rest of the table would become part of one cell
+        raise BadInputError(f"{name} {CLOSE_QUOTES}")
 
 
 def _missing(required: Sequence[str], header: Sequence[str]) -> str:
@@ -181,7 +229,7 @@ def _missing(required: Sequence[str], header: Sequence[str]) -> str:
     named = []
     for column in missing[:MAX_EXAMPLES]:
         similar = difflib.get_close_matches(column, unknown, n=1, cutoff=MIN_SIMILARITY)
-        named.append(f'"{column}"' + (f' (found "{similar[0]}")' if similar else ""))
+        named.append(f'"{column}"' + (f' (found "{similar[0]}")' if similar and similar[0].isprintable() else ""))
     return f"row 1 lacks {len(missing)} of {len(required)} columns: {', '.join(named)}{more(len(missing))}"
 
 
@@ -252,7 +300,8 @@ def more(number: int) -> str:
 def _shown(text: str, words: Sequence[str]) -> str:
     """A cell as a message may show it: short numbers and misspelt `words`, nothing that could be an id or a name."""
     is_number = re.fullmatch(r"[+-]?\d{1,3}(\.\d{1,3})?|nan|NaN", text)
-    if is_number or any(_misspells(text.casefold(), word.casefold()) for word in words):
+    parts = text.casefold().split("|")  # of a list of words
+    if is_number or all(any(_misspells(part, word.casefold()) for word in words) for part in parts):
         return f'"{text}"'
     return f"a text of {len(text)} characters"
 
@@ -260,5 +309,5 @@ def _shown(text: str, words: Sequence[str]) -> str:
 def _misspells(text: str, word: str) -> bool:
     if text == word:
         return True
-    is_long = len(word) >= MIN_MISSPELT_CHARACTERS
-    return is_long and difflib.SequenceMatcher(a=text, b=word).ratio() >= MIN_SIMILARITY
+    is_near = len(word) >= MIN_MISSPELT_CHARACTERS and len(text) <= len(word) + MAX_LONGER
+    return is_near and difflib.SequenceMatcher(a=text, b=word).ratio() >= MIN_SIMILARITY

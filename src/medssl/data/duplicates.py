@@ -105,7 +105,7 @@ def hash_files(
 
     def one(file: str) -> int | str:
         try:
-            value = perceptual_hash(_decode(root / file, max_bytes, max_pixels))
+            value = perceptual_hash(_decode(root, file, max_bytes, max_pixels))
         except imaging.ImageError as error:
             return error.reason
         return "no structure" if value is None else value
@@ -125,8 +125,8 @@ def hash_files(
     return HashedFiles(hashes, is_hashed, dict(sorted(without.items())))
 
 
-def _decode(path: Path, max_bytes: int, max_pixels: int) -> Pixels:
-    return imaging.decode(imaging.read_bounded(path, max_bytes), max_pixels=max_pixels)
+def _decode(root: Path, file: str, max_bytes: int, max_pixels: int) -> Pixels:
+    return imaging.decode(imaging.read_below(root, file, max_bytes), max_pixels=max_pixels)
 
 
 def candidates(hashed: HashedFiles, *, max_distance: int = MAX_DISTANCE) -> Pairs:
@@ -171,7 +171,7 @@ def confirm(
         for begin in range(0, pairs.a.size, BATCH_PAIRS):
             part = slice(begin, begin + BATCH_PAIRS)
             needed, position = np.unique(np.concatenate([pairs.a[part], pairs.b[part]]), return_inverse=True)
-            decoded = pool.map(lambda i: standardize(_decode(root / files[i], max_bytes, max_pixels)), needed.tolist())
+            decoded = pool.map(lambda i: standardize(_decode(root, files[i], max_bytes, max_pixels)), needed.tolist())
             pictures = np.stack(list(decoded))
             a, b = np.split(position, 2)
             is_same[part] = np.einsum("pd,pd->p", pictures[a], pictures[b]) >= min_correlation

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from medssl.config import MAX_TABLE_BYTES
+from medssl.data.root import check_root
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
 
@@ -54,8 +56,7 @@ def fingerprint(root: Path, tables: Sequence[str], *, files: FilesBy) -> Fingerp
     Raises:
         BadInputError: The folder or a table is missing, something cannot be read, or a link leaves the folder.
     """
-    if not root.is_dir():
-        raise BadInputError("data.root is no folder that exists; give the folder of the data set")
+    check_root(root)
     root = root.resolve()
     names = {Path(os.path.normpath(name)).as_posix() for name in tables}
     try:
@@ -81,7 +82,7 @@ def fingerprint(root: Path, tables: Sequence[str], *, files: FilesBy) -> Fingerp
 def _list(root: Path) -> _Listing:
     listing = _Listing({}, {})
     num_leaving = 0
-    for path, entry in _walk(root, ""):
+    for path, entry in _walk(root):
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
             num_leaving += not target.is_relative_to(root)
@@ -95,15 +96,18 @@ def _list(root: Path) -> _Listing:
     return listing
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything below `folder` but folders, with its path; links are not followed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{prefix}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{path}/")
-            else:
-                yield path, entry
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below `root` but folders, with its path; links are not followed."""
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                path = f"{prefix}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{path}/")
+                else:
+                    yield path, entry
 
 
 def _digest_tables(root: Path, names: set[str], listing: _Listing) -> str:
@@ -112,6 +116,8 @@ def _digest_tables(root: Path, names: set[str], listing: _Listing) -> str:
         path = listing.links.get(name, name)
         if path not in listing.files:
             raise BadInputError(f"{Path(name).name} is not in the data set's folder; give the names of its tables")
+        if listing.files[path].stat(follow_symlinks=False).st_size > MAX_TABLE_BYTES:
+            raise BadInputError(f"{Path(name).name} has more than {MAX_TABLE_BYTES:,} bytes; give the table of labels")
         _add(digest, name, _sha256(listing.files[path].path))
     return digest.hexdigest()
 

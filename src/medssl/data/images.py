@@ -49,7 +49,7 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
 def _read_folder(root: Path, config: DataConfig, key: PatientKey, below: str) -> Reading:
     left_out: Counter[str] = Counter()
     try:
-        files = sorted(_walk(root, "", left_out))
+        files = sorted(_walk(root, left_out))
     except OSError as error:  # its own text holds the path
         raise BadInputError(
             f"a folder below data.root cannot be read ({error.strerror}); check permissions, and that nothing else "
@@ -98,17 +98,20 @@ def _read_folder(root: Path, config: DataConfig, key: PatientKey, below: str) ->
     return finish(rows, dataset=config.name, key=key, summary=summary, group_kind=group_kind, below=below)
 
 
-def _walk(folder: Path, prefix: str, left_out: Counter[str]) -> Iterator[str]:
-    """Images below `folder`, relative to it, in no order; what is passed over is counted, a hidden folder once."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                left_out["hidden"] += 1
-            elif entry.is_symlink():
-                left_out["links"] += 1
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", left_out)
-            elif entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES):
-                yield f"{prefix}{entry.name}"
-            else:
-                left_out["other files"] += 1
+def _walk(root: Path, left_out: Counter[str]) -> Iterator[str]:
+    """Images below `root`, relative to it, in no order; what is passed over is counted, a hidden folder once."""
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    left_out["hidden"] += 1
+                elif entry.is_symlink():
+                    left_out["links"] += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES):
+                    yield f"{prefix}{entry.name}"
+                else:
+                    left_out["other files"] += 1

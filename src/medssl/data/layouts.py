@@ -147,11 +147,14 @@ def choose(config: DataConfig, header: Collection[str], *, fields: Sequence[str]
 
 
 def _reject_overlooked_patients(header: Collection[str], table: str) -> None:
-    for name in header:
+    for number, name in enumerate(header, 1):
         if "".join(filter(str.isalpha, name.casefold())) in _PATIENT_HEADERS:
+            # With a digit it might be an id in a table without a header.
+            is_header = name.isprintable() and not any(map(str.isdecimal, name))
+            shown = f'a column "{name}"' if is_header else f"a column of that kind, its {number}. one"
             raise ConfigError(
-                f'data.columns: {table} has a column "{name}", and no field for the patient is named; give '
-                f'{{patient: {name}}}, or {{patient: ""}} if it says nothing of the patient'
+                f"data.columns: {table} has {shown}, and no field for the patient is named; give "
+                f'{{patient: {name if is_header else "HEADER"}}}, or {{patient: ""}} if it says nothing of the patient'
             )
 
 

@@ -24,6 +24,7 @@ from medssl.data.reading import (
     Reading,
     finish,
     probe,
+    readable_ids,
     reject_repeated_images,
     reject_unsafe_files,
 )
@@ -146,11 +147,11 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
 
 def _rows(cells: Cells) -> pa.Table:
     """All rows of the index with the source's own names, patient_id "" where it is missing, and a column `folder`."""
-    file, study = cells.columns[FILE], cells.columns[STUDY]
+    file, study = cells.columns[FILE], readable_ids(cells, STUDY)
     reject_unsafe_files(cells, FILE, file)
     reject_repeated_images(cells, file)
     cells.reject(pc.equal(study, pa.scalar("")), f'column "{STUDY}" is blank', "give the study of each image")
-    patient = _blank_if_missing(cells.columns[PATIENT])
+    patient = _blank_if_missing(readable_ids(cells, PATIENT))
     num_rows = cells.rows.size
     columns: dict[str, Column] = {
         "patient_id": patient,

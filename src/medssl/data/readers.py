@@ -10,6 +10,7 @@ from medssl import schema
 from medssl.config import DataConfig, UnlabelledConfig
 from medssl.data import cases, chexpert, images, nih, padchest
 from medssl.data.reading import Reading, is_safe
+from medssl.data.root import check_root
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
@@ -39,8 +40,7 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
     Raises:
         BadInputError: A table is missing or holds what it must not, or none of the first listed files exists.
     """
-    if not root.is_dir():
-        raise BadInputError("data.root is no folder that exists; give the folder that contains the data set")
+    check_root(root)
     reading = READERS[config.dataset](root, config, key, with_files=with_files)
     pools = [_read_pool(root, pool, config, key, with_files=with_files) for pool in config.unlabelled]
     return _joined(reading, pools) if pools else reading

@@ -4,6 +4,7 @@ A reader turns one layout into rows whose identifiers are still the source's own
 keyed hashes. No message of a reader holds a path, an id or a name.
 """
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,21 +149,46 @@ def reject_unsafe_files(cells: Cells, column: str, file: Column) -> None:
     )
 
 
+def readable_ids(cells: Cells, column: str) -> Column:
+    """A column of ids in Unicode's composed form (NFC), so that one name has one id however it was typed.
+
+    Raises:
+        BadInputError: Some hold characters that cannot be seen, which would make two patients of one.
+    """
+    encoded = cells.columns[column].dictionary_encode()
+    names = [unicodedata.normalize("NFC", name) for name in encoded.dictionary.to_pylist()]
+    is_wrong = np.array([not name.isprintable() for name in names], dtype=bool)
+    cells.reject(
+        is_wrong[encoded.indices.to_numpy()],
+        f'column "{column}" holds characters that cannot be seen',
+        "remove control characters, marks of direction and spaces other than the usual one",
+    )
+    return pa.array(names, pa.string()).take(encoded.indices)
+
+
 def is_safe(name: str) -> bool:
     """Whether the name, relative to the data set's folder, stays below it and can be shown and stored as text."""
     # Split by hand: for a million names a Path of each takes several times as long as all the rest of this.
     leaves = name.startswith("/") or ".." in name.split("/")
-    return bool(name) and name.isprintable() and "\\" not in name and not leaves
+    is_folder = not name.strip("./")  # the data set's own, whatever the spelling
+    return not is_folder and name.isprintable() and "\\" not in name and not leaves
 
 
 def probe(root: Path, file: Column) -> None:
     """Refuse a folder in which none of the first files lies: it is the wrong one, rather than short of a few."""
     probed = file.slice(0, NUM_PROBED_FILES).to_pylist()
-    if not any((root / name).is_file() for name in probed):
+    if not any(_is_file(root / name) for name in probed):
         raise BadInputError(
             f"none of the first {len(probed)} listed images exists below data.root; it must be the folder that "
             "the names in the table are relative to"
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system permits, or a folder that may not be entered
+        return False
 
 
 def age_years(text: str) -> float | None:
