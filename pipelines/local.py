@@ -67,8 +67,9 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         raise BadInputError(f"the folder of the results cannot be made: {error.strerror}; give another --out") from None
     with sigterm_as_exception(), only_run_in(out_dir):
         os.environ.update(_environment(study, out_dir))
+        study = _with_resolved_roots(study)
         root = _data_root(study, out_dir)
-        key_id = preflight.check(study, root)
+        key_id = preflight.check(study, root, Store.from_environment())
         plan = make_plan(study)
         _tell(
             f"study {study.name}: {counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train; "
@@ -161,6 +162,14 @@ def _tracking_uri(out_dir: Path) -> str:
     return f"sqlite:///{out_dir.resolve() / 'mlflow.db'}"
 
 
+def _with_resolved_roots(study: Study) -> Study:
+    """The study with the folders of its external sets as absolute paths: tasks run in another folder than this."""
+    external = tuple(
+        one.model_copy(update={"root": str(Path(str(one.root)).expanduser().resolve())}) for one in study.external
+    )
+    return study.model_copy(update={"external": external})
+
+
 def _data_root(study: Study, out_dir: Path) -> Path:
     """The folder of the raw data; a generated set is made where it does not lie there yet."""
     if study.data.root is not None:
@@ -201,7 +210,7 @@ def _start_tracking(study: Study, run_key: str, out_dir: Path) -> str:
     return tracking.start_study(
         study.name,
         run_key,
-        study.model_dump(mode="json", exclude={"data": {"root"}, "resources": True, "report": True}),
+        study.for_records(),
         {key: value for key, value in tags.items() if value},
         artifact_location=(out_dir / "mlartifacts").as_uri(),
     )

@@ -113,7 +113,8 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
         },
         "analyze_subgroups": study.subgroups.dump(),
-        "write_report": study.dump() | {"data": data, "external": list(external), "resources": {}},
+        "write_report": study.dump()
+        | {"data": data, "external": [one | {"root": ""} for one in external], "resources": {}},
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
     return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), external, arms, sections, versions)

@@ -1,3 +1,4 @@
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -277,3 +278,27 @@ def test_sections_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         section.num_steps = 2  # type: ignore[misc]
     assert DataConfig(name="x", root="/r").key == "private"
+
+
+def test_records_name_no_folder_file_or_column_and_results_do_not_depend_on_folders() -> None:
+    named = ["data.root=/home/mueller/set", "data.generate=null", "data.train_table=schmidt.csv"]
+    external = "external=[{name: other, root: /home/meier, key: public, train_table: huber.csv}]"
+    study = load_study(DEMO, [*named, external])
+    records = json.dumps(study.for_records())
+    assert not any(name in records for name in ("mueller", "schmidt", "meier", "huber"))
+    moved = load_study(DEMO, ["data.root=/elsewhere", *named[1:], external.replace("/home/meier", "/other")])
+    assert study.digest == moved.digest
+    assert "root" not in study.without_roots()["external"][0]
+
+
+@pytest.mark.parametrize("override", ["task=conditions", "compare=[a]", "data.dataset=[a]", "splits=paper", "data=1"])
+def test_a_section_of_another_form_is_told(override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_study(DEMO, [override])
+
+
+def test_a_key_that_is_given_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\ndata: {name: x}\nname: b\n")
+    with pytest.raises(ConfigError, match="given twice: name"):
+        load_study(path)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from medssl import schema
-from medssl.config import CHEXPERT_FINDINGS, TaskConfig
+from medssl.config import CHEXPERT_FINDINGS, PAPER_CONDITIONS, TaskConfig
 from medssl.exit_codes import BadInputError
 from medssl.labels import OTHER, classes, describe, labelled
 
@@ -65,7 +65,7 @@ def test_columns_follow_the_order_of_the_task_and_rows_that_of_the_index():
 
 
 def test_a_finding_that_the_index_lacks_is_told_with_those_present():
-    with pytest.raises(BadInputError, match="no label for Hernia; it has Edema, Fracture"):
+    with pytest.raises(BadInputError, match="no label for Hernia, and 2 others"):
         targets(index_of(("Edema", "Fracture")), TaskConfig(findings=("Edema", "Hernia")))
 
 
@@ -109,18 +109,28 @@ def conditions(**settings):
 def test_frequent_conditions_come_first_and_the_rest_is_other():
     index = cases_of(*MANY)
     everybody = splits_of(index)
-    assert classes(index, everybody, conditions()) == ("Eczema", "Acne", "Tinea", OTHER)  # the paper has no Rare
+    assert classes(index, everybody, conditions()) == ("Eczema", "Acne", "Rare", "Tinea")
     assert classes(index, everybody, conditions(num_conditions=1)) == ("Eczema", OTHER)
     assert classes(index, everybody, conditions(min_train_cases=4)) == ("Eczema", "Acne", OTHER)
-    assert classes(index, everybody, conditions(conditions=())) == ("Eczema", "Acne", "Rare", "Tinea")
-    assert classes(index, everybody, conditions(conditions=("Psoriasis",))) == ("Eczema", "Acne", "Rare", "Tinea")
     assert classes(index, everybody, conditions(conditions=("Tinea", "Acne"))) == ("Acne", "Tinea", OTHER)
+    with pytest.raises(BadInputError, match=r"task.conditions: the data set has no case of Psoriasis"):
+        classes(index, everybody, conditions(conditions=("Psoriasis", "Acne")))
+
+
+def test_the_papers_26_are_told_apart_where_a_set_names_them_all():
+    names = (*PAPER_CONDITIONS, "Frequent")
+    cases = [(f"p{i}", 1, {name}) for i, name in enumerate(PAPER_CONDITIONS)]
+    cases += [(f"q{i}", 1, {"Frequent"}) for i in range(30)]
+    index = cases_of(*cases, conditions=names)
+    assert set(classes(index, splits_of(index), conditions())) == {*PAPER_CONDITIONS, OTHER}
+    fewer = cases_of(*cases[1:], conditions=names[1:])
+    assert "Frequent" in classes(fewer, splits_of(fewer), conditions())
 
 
 def test_only_training_cases_count_for_which_conditions_are_kept():
     index = cases_of(*MANY)
     assert classes(index, splits_of(index, train={"b", "c"}), conditions(min_train_cases=1)) == ("Acne", "Tinea")
-    with pytest.raises(BadInputError, match=r"min_train_cases is 9, .*\(most: Eczema 5, Acne 4"):
+    with pytest.raises(BadInputError, match=r"min_train_cases is 9, .*\(the most of any: 5"):
         classes(index, splits_of(index), conditions(min_train_cases=9))
 
 

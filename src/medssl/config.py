@@ -77,9 +77,15 @@ S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain types, without merge keys: those of nine lines that merge the one before nine times fill memory."""
+    """YAML's plain types, without merge keys: those of nine lines that merge the one before nine times fill memory.
+
+    A key that is given twice is refused, of which YAML's loader would silently take the last.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise yaml.YAMLError(f"given twice: {', '.join(twice)}; keep one of each")
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.YAMLError("merge keys (<<) are not supported; write the keys out")
         super().flatten_mapping(node)
@@ -106,6 +112,9 @@ USUAL_TABLES: Mapping[str, str] = MappingProxyType(
         "images": "",
     }
 )
+
+
+NAMES_OF_FILES = ("train_table", "valid_table", "columns", "unlabelled")  # keys of DataConfig
 
 
 class UnlabelledConfig(Section):
@@ -150,7 +159,7 @@ class DataConfig(Section):
     def _name_the_tables(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        dataset = values.get("dataset", "chexpert")
+        dataset = str(values.get("dataset", "chexpert"))
         usual = {
             "train_table": USUAL_TABLES.get(dataset, ""),
             "valid_table": "valid.csv" if dataset == "chexpert" else "",
@@ -186,8 +195,8 @@ class TaskConfig(Section):
     uncertain: Literal["u_mixed", "u_ones", "u_zeros", "u_ignore"] = "u_mixed"
     blank: Literal["negative", "ignore"] = "negative"
     # Conditions that are told apart, where the training split has enough cases of them; all others are "Other"
-    # (spec 2.1). An empty list, or one of which the set has none, stands for the most frequent ones.
-    conditions: tuple[str, ...] = PAPER_CONDITIONS
+    # (spec 2.1). Without any: the paper's 26 where the set names them all, else the most frequent ones.
+    conditions: tuple[str, ...] = ()
     num_conditions: Positive = 26
     min_train_cases: Positive = 100
     max_images_per_case: Positive = 6  # that a training step sees; evaluation takes all
@@ -487,9 +496,12 @@ class Study(Section):
     @classmethod
     def _resample_cases(cls, values: Any) -> Any:
         """In a study of conditions the units are cases, so these are what is resampled by default."""
-        if not isinstance(values, dict) or (values.get("task") or {}).get("kind") != "conditions":
+        if not isinstance(values, dict):
             return values
-        return values | {"compare": {"resampling_units": ["patient", "case"], **(values.get("compare") or {})}}
+        task, compare = (values.get(key) or {} for key in ("task", "compare"))
+        if not isinstance(task, dict) or not isinstance(compare, dict) or task.get("kind") != "conditions":
+            return values
+        return values | {"compare": {"resampling_units": ["patient", "case"], **compare}}
 
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:
@@ -522,6 +534,8 @@ class Study(Section):
                 raise ValueError(
                     f"external: {one.name}: a data set for evaluation has a root, and neither generate nor unlabelled"
                 )
+        if self.task.kind == "conditions" and self.splits.group_by == "image":
+            raise ValueError("splits.group_by: a study of conditions keeps a case whole; choose patient or study")
         own = "case" if self.task.kind == "conditions" else "image"
         if strange := sorted(set(self.compare.resampling_units) - {"patient", own}):
             raise ValueError(
@@ -542,10 +556,22 @@ class Study(Section):
 
         Neither resources nor wording nor the folder of the data set counts: no result depends on them.
         """
-        settings = {key: value for key, value in self.dump().items() if key not in ("resources", "report")}
+        return digest(self.without_roots(exclude=("resources", "report")))
+
+    def without_roots(self, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
+        """The study as plain JSON types, but the folders of the data sets and the sections named."""
+        settings = {key: value for key, value in self.dump().items() if key not in exclude}
         for data in (settings["data"], *settings["external"]):
             del data["root"]
-        return digest(settings)
+        return settings
+
+    def for_records(self) -> dict[str, Any]:
+        """The settings that MLflow may show: without names of folders, files and columns, which can name a person."""
+        settings = self.without_roots(exclude=("resources", "report"))
+        for data in (settings["data"], *settings["external"]):
+            for key in NAMES_OF_FILES:
+                del data[key]
+        return settings
 
 
 def _unique(what: str, names: Sequence[str]) -> set[str]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medssl import schema
-from medssl.config import TaskConfig
+from medssl.config import PAPER_CONDITIONS, TaskConfig
 from medssl.exit_codes import BadInputError
 from medssl.metrics import OTHER
 
@@ -55,9 +55,9 @@ class Labelled:
 def classes(index: pa.Table, splits: pa.Table, task: TaskConfig) -> tuple[str, ...]:
     """Names of what is predicted, in the order of the classifier's outputs.
 
-    For conditions: those of `task.conditions` that the set names, or all if it names none of them, by falling number
-    of training cases (then by name); of these at most `task.num_conditions` with at least `task.min_train_cases`
-    cases each, and "Other" behind them where a training case has a condition beyond.
+    For conditions: `task.conditions`; without any, the paper's 26 where the set names them all, and else every one, by
+    falling number of training cases (then by name); of these at most `task.num_conditions` with `task.min_train_cases`
+    cases each or more, and "Other" behind them where a training case has a condition beyond.
 
     Args:
         index: Schema INDEX.
@@ -65,31 +65,35 @@ def classes(index: pa.Table, splits: pa.Table, task: TaskConfig) -> tuple[str, .
         task: Kind and names.
 
     Raises:
-        BadInputError: The set lacks a finding, or fewer than two conditions have enough training cases.
+        BadInputError: The set lacks a finding or condition that was asked for, or fewer than two conditions have
+            enough training cases.
     """
     present = schema.label_columns(index)
     if task.kind == "findings":
         if absent := [finding for finding in task.findings if finding not in present]:
             raise BadInputError(
-                f"task.findings: the data set has no label for {', '.join(absent)}; "
-                f"it has {', '.join(present) or 'none'}"
+                f"task.findings: the data set has no label for {', '.join(absent)}, and {len(present)} others; choose "
+                "among those that `medssl ingest` counts, or set task.kind: conditions"
             )
         return task.findings
     unit = schema.split_unit(splits)
     train = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
     rows = index.filter(pc.is_in(index[unit], value_set=train[unit].combine_chunks()))
     num_cases = {name: _num_positive_cases(rows, name) for name in present}
-    candidates = [name for name in present if name in task.conditions] or present
+    if absent := [name for name in task.conditions if name not in present]:
+        raise BadInputError(f"task.conditions: the data set has no case of {', '.join(absent)}; leave them out")
+    paper = [name for name in PAPER_CONDITIONS if name in present]
+    candidates = task.conditions or (paper if len(paper) == len(PAPER_CONDITIONS) else present)
     ordered = sorted(candidates, key=lambda name: (-num_cases[name], name))
     kept = [name for name in ordered if num_cases[name] >= task.min_train_cases and name != OTHER]
     kept = kept[: task.num_conditions]
     has_others = any(num_cases[name] for name in present if name not in kept)
     names = (*kept, *([OTHER] if has_others else []))
     if len(names) < 2:
-        listed = ", ".join(f"{name} {num_cases[name]}" for name in ordered[:5])
+        most = max(num_cases.values(), default=0)
         raise BadInputError(
             f"task.min_train_cases is {task.min_train_cases}, and fewer than two conditions have as many training "
-            f"cases (most: {listed or 'none'}); lower it"
+            f"cases (the most of any: {most}); lower it"
         )
     return names
 

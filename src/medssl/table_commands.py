@@ -125,7 +125,11 @@ def _split_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--extend", type=Path, metavar="PREVIOUS", help="earlier splits, of which every patient keeps his place"
     )
-    group.add_argument("--duplicates", type=Path, help="pairs that ingest found: patients who share a picture")
+    group.add_argument(
+        "--duplicates",
+        type=Path,
+        help="pairs of one picture, by ingest (default: beside the index)",
+    )
 
 
 def _assign_splits(options: argparse.Namespace) -> None:
@@ -141,13 +145,20 @@ def _assign_splits(options: argparse.Namespace) -> None:
         settings |= data.shares_of(options.index, options.extend)
     config = validate(SplitConfig, settings, "assign-splits")
     summary = data.split_table(
-        options.index, options.out, config, previous_path=options.extend, pairs_path=options.duplicates
+        options.index,
+        options.out,
+        config,
+        previous_path=options.extend,
+        pairs_path=options.duplicates or data.pairs_beside(options.index),
     )
     _save(options.summary, summary)
     rows = [(split, summary["images"][split], summary["patients"][split]) for split in summary["images"]]
     lines = [f"{'split':16}{'images':>10}{'patients':>10}"]
     lines += [f"{split:16}{images:>10,}{patients:>10,}" for split, images, patients in rows if images]
     lines.append(f"patients in two splits: {summary['patients_in_two_splits']}")
+    lines.append(f"patients who share a picture, kept together: {summary['patients_in_groups_of_shared_pictures']}")
+    if torn := summary["shared_pictures_in_two_splits"]:
+        lines.append(f"warning: {torn} shared pictures lie in two of the previous splits; start anew to part them")
     if options.extend:
         lines.append(f"kept from the previous splits: {summary['kept_from_previous']:,}")
     if largest := summary["balance"]["largest_deviation"]:

@@ -413,6 +413,86 @@ def test_unlabelled_images_neither_count_for_the_sizes_nor_move_a_patient_and_th
     )
 
 
+def pairs_of(index, linked):
+    """Schema DUPLICATES for pairs of image_ids."""
+    owner = dict(zip(index["image_id"].to_pylist(), index["patient_id"].to_pylist(), strict=True))
+    rows = [
+        {
+            "image_a": min(pair),
+            "image_b": max(pair),
+            "patient_a": owner[min(pair)],
+            "patient_b": owner[max(pair)],
+            "distance": 0,
+            "is_same_patient": False,
+        }
+        for pair in linked
+    ]
+    return pa.Table.from_pylist(rows, schema.DUPLICATES.columns)
+
+
+def test_unlabelled_copies_of_a_picture_go_where_its_patient_is_evaluated():
+    index = with_source(index_of([1] * 40), "unlabelled", lambda i, _: i >= 20)
+    images = index["image_id"].to_pylist()
+    pairs = pairs_of(index, [(images[i], images[i + 20]) for i in range(20)])
+    result = splits.assign(index, FRACTIONS, pairs=pairs)
+    found = by_patient(result.splits)
+    for i in range(20):
+        assert found[patient_name(i)]["split"] == found[patient_name(i + 20)]["split"]
+    evaluated = sum(found[patient_name(i)]["split"] in ("validation", "test") for i in range(20))
+    assert result.summary["excluded_from_pretraining"] == evaluated > 0
+
+
+@pytest.mark.parametrize("group_by", ["study", "image"])
+def test_unlabelled_images_follow_their_patient_into_evaluation_whatever_is_grouped(group_by):
+    index = with_source(index_of([2] * 30), "unlabelled", lambda i, _: i % 2)
+    rows = [{**row, "case_id": row["image_id"]} for row in index.to_pylist()]
+    index = pa.Table.from_pylist(rows, index.schema)
+    result = splits.assign(index, FRACTIONS.model_copy(update={"group_by": group_by}))
+    unit = schema.split_unit(result.splits)
+    split_of = dict(zip(result.splits[unit].to_pylist(), result.splits["split"].to_pylist(), strict=True))
+    evaluated = {row["patient_id"] for row in rows if split_of[row[unit]] in ("validation", "test")}
+    assert evaluated
+    for row in rows:
+        if row["source_split"] == "unlabelled":
+            assert (split_of[row[unit]] in ("validation", "test")) == (row["patient_id"] in evaluated)
+
+
+def test_a_test_patient_of_earlier_splits_stays_one_when_only_unlabelled_images_are_left():
+    index = index_of([2] * 30)
+    before = splits.assign(index, FRACTIONS).splits
+    gone = next(patient for patient, row in by_patient(before).items() if row["split"] == "test")
+    later = with_source(index, "unlabelled", lambda _, row: row["patient_id"] == gone)
+    assert by_patient(splits.assign(later, FRACTIONS, previous=before).splits) == by_patient(before)
+
+
+def test_pictures_that_earlier_splits_have_in_two_are_counted():
+    index = index_of([1] * 30)
+    before = splits.assign(index, FRACTIONS).splits
+    of = {split: [p for p, row in by_patient(before).items() if row["split"] == split] for split in ("train", "test")}
+    pairs = pairs_of(index, [(f"{of['train'][0]}-0", f"{of['test'][0]}-0")])
+    after = splits.assign(index, FRACTIONS, previous=before, pairs=pairs)
+    assert by_patient(after.splits) == by_patient(before)
+    assert after.summary["shared_pictures_in_two_splits"] == 1
+    assert splits.assign(index, FRACTIONS, pairs=pairs).summary["shared_pictures_in_two_splits"] == 0
+
+
+def test_splits_in_which_a_patient_followed_a_picture_into_official_validation_can_be_extended():
+    index = index_of([1] * 30, num_official=1)
+    official = patient_name(29)
+    pairs = pairs_of(index, [(f"{official}-0", f"{patient_name(0)}-0")])
+    before = splits.assign(index, FRACTIONS, pairs=pairs).splits
+    assert by_patient(before)[patient_name(0)]["split"] == "official_valid"
+    assert by_patient(splits.assign(index, FRACTIONS, previous=before, pairs=pairs).splits) == by_patient(before)
+
+
+def test_label_fractions_count_labelled_images_alone():
+    index = with_source(index_of([2] * 40), "unlabelled", lambda i, _: i % 2)
+    summary = splits.assign(index, SplitConfig(train=20, validation=10, test=10)).summary
+    assert summary["images"]["train"] == 20
+    assert summary["unlabelled_images_in_train"] == 20
+    assert summary["label_fractions"][-1] == {"draw": 0, "label_fraction": 1.0, "patients": 20, "images": 20}
+
+
 def groups_of(num, linked):
     a, b = np.array(linked, dtype=np.int64).reshape(-1, 2).T
     return units.linked(num, a, b).tolist()

@@ -50,7 +50,7 @@ def test_a_tie_goes_to_the_first_of_the_grid_whatever_the_order_of_the_rows() ->
 
 def test_where_nothing_is_evaluable_the_first_of_the_grid_is_taken_and_it_is_said() -> None:
     (chosen,) = [r for r in choose([row(0.2, None), row(0.1, None)]) if r["chosen"]]
-    assert (chosen["learning_rate"], chosen["reason"]) == (0.1, "no finding evaluable on validation; first of the grid")
+    assert (chosen["learning_rate"], chosen["reason"]) == (0.1, "nothing evaluable on validation; first of the grid")
 
 
 def test_settings_chosen_at_the_largest_fraction_serve_all_unless_a_fraction_has_its_own() -> None:

@@ -73,7 +73,11 @@ def splits(splits_summary: Json) -> Table:
         if images.get(split) or split in requested
     ]
     columns = [tables.text("Split"), Column("Images requested"), Column("Images"), Column("Patients")]
-    return tables.build("splits", "Splits; a patient and all images of that patient are in one.", columns, rows)
+    whole = splits_summary.get("group_by", "patient")
+    caption = f"Splits; every {whole} is in one with all its images."
+    if torn := splits_summary.get("shared_pictures_in_two_splits"):
+        caption += f" Pictures that earlier splits have in two: {torn}."
+    return tables.build("splits", caption, columns, rows)
 
 
 def label_fractions(splits_summary: Json, models: Sequence[Json]) -> Table:

@@ -72,6 +72,11 @@ def _joined(labelled: Reading, pools: Sequence[Reading]) -> Reading:
         tables.append(schema.check(index, schema.INDEX, "index"))
     index = pa.concat_tables(table.select(labelled.index.column_names) for table in tables).sort_by("image_id")
     sources = pa.concat_tables([labelled.sources, *(pool.sources for pool in pools)]).sort_by("image_id")
+    if num_twice := sources.num_rows - len(sources["file"].unique()):
+        raise BadInputError(
+            f"data.unlabelled: {num_twice} images are listed by the data set, too, or by two folders; give folders "
+            "that hold no image of the label table"
+        )
     counts = [{name: pool.summary[name] for name in ("images", "patients", "cases")} for pool in pools]
     summary = {**labelled.summary, "unlabelled": counts, "unlabelled_images": sum(c["images"] for c in counts)}
     return Reading(index, sources, summary, labelled.dataset, labelled.group_kind)

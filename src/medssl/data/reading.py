@@ -77,7 +77,9 @@ def finish(
         files = rows["image_id"]
     if below:
         files = _prefixed(below, files)
-        for column in ("case_id", "image_id"):
+        # A patient is the same in every folder; a file that stands for one is not.
+        own = ["patient_id"] if group_kind == "image" else []
+        for column in (*own, "case_id", "image_id"):
             at = rows.column_names.index(column)
             rows = rows.set_column(at, column, _prefixed(below, rows[column]))
     index = rows

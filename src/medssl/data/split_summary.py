@@ -29,7 +29,8 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
         config: What was asked for.
 
     Returns:
-        images, patients: Numbers by split. requested_images: by split; a fraction times the images that were split.
+        images, patients: Numbers by split; only "unlabelled" counts images without labels.
+        requested_images: By split; a fraction times the images that were split.
         patients_in_two_splits, patients_without_split: 0 unless something is wrong, or studies or images were split.
         label_fractions: Patients and images of every tenth, for each draw.
         balance: Shares and mean age in each split and overall, and the largest deviation of a share.
@@ -44,18 +45,18 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
     patients = Counter(joined.group_by(["patient_id", "split"]).aggregate([])["split"].to_pylist())
     at: Column = pc.index_in(index[unit], value_set=present[unit].combine_chunks())
     split = np.array(present["split"].take(at).to_pylist(), dtype=object)
-    images = Counter(split.tolist())
     is_unlabelled = np.array([source == UNLABELLED for source in index["source_split"].to_pylist()], dtype=bool)
-    labelled = Counter(split[~is_unlabelled].tolist())
-    num_own = sum(labelled[name] for name in (*SPLIT_AT_RANDOM, UNUSED))
+    images = Counter(split[~is_unlabelled].tolist())
+    num_own = sum(images[name] for name in (*SPLIT_AT_RANDOM, UNUSED))
     in_evaluation = np.isin(split.astype(str), ["validation", "test", OFFICIAL_VALID])
     return {
-        "images": {name: images[name] for name in schema.SPLITS},
+        "images": {name: images[name] for name in schema.SPLITS} | {UNLABELLED: int((split == UNLABELLED).sum())},
+        "unlabelled_images_in_train": int((is_unlabelled & (split == "train")).sum()),
         "patients": {name: patients[name] for name in schema.SPLITS},
         "requested_images": {s: int(n) if config.exact else round(n * num_own, 6) for s, n in config.sizes.items()},
         "patients_in_two_splits": int((num_splits.to_numpy() > 1).sum()),
         "patients_without_split": int((num_splits.to_numpy() < 1).sum()),
-        "label_fractions": _fractions(index, present, unit, config.draws),
+        "label_fractions": _fractions(index.filter(pa.array(~is_unlabelled)), present, unit, config.draws),
         "balance": _balance(index, split),
         "excluded_from_pretraining": int((is_unlabelled & in_evaluation).sum()),
     }
@@ -64,7 +65,8 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
 def _fractions(index: pa.Table, splits: pa.Table, unit: str, num_draws: int) -> list[dict[str, Any]]:
     """Patients and images that each label fraction holds, for each draw."""
     counted: Any = index.group_by(unit).aggregate([([], "count_all")])
-    train: Any = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
+    has_labels: Column = pc.is_in(splits[unit], value_set=counted[unit].combine_chunks())
+    train: Any = splits.filter(pc.and_(has_labels, pc.equal(splits["split"], pa.scalar("train"))))
     position: Column = pc.index_in(train[unit], value_set=counted[unit].combine_chunks())
     num_images = counted["count_all"].take(position).to_numpy()
     rows = []

@@ -25,6 +25,7 @@ from medssl.data.units import (
     Names,
     Units,
     follow,
+    follow_owner,
     groups_of,
     keep,
     num_grouped_patients,
@@ -80,6 +81,8 @@ def assign(
     group_of_unit = groups_of(units, index, pairs)
     follow(units.names, group_of_unit)
     tried = _place_all(index, units, group_of_unit, config)
+    follow(units.names, group_of_unit)  # unlabelled copies of pictures that have only now been placed
+    follow_owner(units)
     ranks = np.column_stack([label_ranks(units.ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
     columns: dict[str, Column] = {
         "patient_id": pa.array(units.patient_ids, pa.string()),
@@ -96,8 +99,17 @@ def assign(
         "seeds_tried": tried,
         "kept_from_previous": 0 if previous is None else previous.num_rows,
         "patients_in_groups_of_shared_pictures": num_grouped_patients(units, group_of_unit),
+        # Earlier splits stay as they are, even where a picture is now known to lie in two of them.
+        "shared_pictures_in_two_splits": int(
+            sum(len(set(units.names[group_of_unit == group])) > 1 for group in _shared(group_of_unit))
+        ),
     }
     return Assignment(splits, summary)
+
+
+def _shared(group_of_unit: Ints) -> list[int]:
+    numbers, counts = np.unique(group_of_unit, return_counts=True)
+    return [int(number) for number in numbers[counts > 1]]
 
 
 def shares(index: pa.Table, splits: pa.Table) -> dict[str, float]:

@@ -89,7 +89,7 @@ def keep(units: Units, previous: pa.Table, config: SplitConfig) -> None:
         (num_draws != config.draws, f"the previous splits have {num_draws} draws, these shall have {config.draws}"),
         (not known, "none of the previous splits' patients is in the index; was it made with another key or name?"),
         (
-            any((units.names[i] == "official_valid") != (split == "official_valid") for i, split in known),
+            any(units.names[i] == "official_valid" != split for i, split in known),
             "a patient has moved between the source's training and official validation tables since the previous "
             "splits; start anew without extending",
         ),
@@ -98,7 +98,7 @@ def keep(units: Units, previous: pa.Table, config: SplitConfig) -> None:
         raise BadInputError(complaint)
     for i, split in known:
         # Who had unlabelled images only and now has labelled ones is new to the splits.
-        if units.names[i] == "" and split != "unlabelled":
+        if split != "unlabelled":
             units.names[i] = split
 
 
@@ -169,6 +169,16 @@ def follow(names: Names, group_of_unit: Ints) -> None:
             decided[group] = name
     for i in np.flatnonzero((names == "") | (names == "unlabelled")):
         names[i] = decided.get(int(group_of_unit[i]), names[i])
+
+
+def follow_owner(units: Units) -> None:
+    """Studies or images without labels go where another one of their patient is evaluated, and to no pretraining."""
+    evaluated: dict[str, str] = {}
+    for patient, name in zip(units.patient_ids.tolist(), units.names.tolist(), strict=True):
+        if name in PRECEDENCE[:3]:
+            evaluated[patient] = name
+    for i in np.flatnonzero(units.names == "unlabelled"):
+        units.names[i] = evaluated.get(units.patient_ids[i], units.names[i])
 
 
 def num_grouped_patients(units: Units, group_of_unit: Ints) -> int:

@@ -127,7 +127,8 @@ def write_report(
         "write_report",
         store=store,
         code_version=code_version,
-        config={"study": study.model_dump(mode="json", exclude={"resources": True, "data": {"root"}})},
+        config={"study": study.without_roots(exclude=("resources",))},
+        unlogged=("study",),
         inputs={**inputs, **catalogs},
     ) as step:
         if step.made is None:

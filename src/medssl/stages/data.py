@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from medssl import layout, schema
-from medssl.config import MAX_BYTES, MAX_PIXELS, DataConfig, ShardConfig, SplitConfig
+from medssl.config import MAX_BYTES, MAX_PIXELS, NAMES_OF_FILES, DataConfig, ShardConfig, SplitConfig
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import KEY_FILE_VARIABLE, PatientKey
 from medssl.progress import begin_task, counted, say
@@ -49,7 +49,12 @@ def ingest(
     settings = config.model_dump(mode="json", exclude={"root", "key", "generate", "fingerprint_files"})
     settings["key_id"] = key_id
     with steps.start(
-        "ingest", store=store, code_version=code_version, config=settings, inputs={"source": source}
+        "ingest",
+        store=store,
+        code_version=code_version,
+        config=settings,
+        inputs={"source": source},
+        unlogged=NAMES_OF_FILES,
     ) as step:
         if step.made is None or not _has_sources(store, step.made.uri):
             key = load_key(config, expected=key_id)
@@ -131,6 +136,8 @@ def prepare_external(
     code_versions: Mapping[str, str],
 ) -> steps.Made:
     """Fingerprint, read and store a data set that finished models are evaluated on; all of it, and no split of it."""
+    # What the set shares with training is not looked for: within it alone, a shared picture does no harm.
+    config = config.model_copy(update={"find_duplicates": False})
     with begin_task(f"prepare_external {config.name}"):
         root = str(config.root)
         source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"])
@@ -188,6 +195,12 @@ def index_table(config: DataConfig, *, root: Path, out_path: Path, with_files: b
             shared, read.summary["duplicates"] = shared_pictures(read, root)
             schema.write(shared, schema.DUPLICATES, out_path.with_name(f"{out_path.stem}.{layout.DUPLICATES}"))
     return read.summary
+
+
+def pairs_beside(index_path: Path) -> Path | None:
+    """The pairs of images that `index_table` found for an index; None where it did not look for any."""
+    path = index_path.with_name(f"{index_path.stem}.{layout.DUPLICATES}")
+    return path if path.is_file() else None
 
 
 def split_table(

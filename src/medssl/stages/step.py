@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,7 @@ def start(
     lineage: Mapping[str, Artifact] = MappingProxyType({}),
     item: str = "",
     reuse: bool = True,
+    unlogged: Collection[str] = (),
 ) -> Iterator[Step]:
     """Carry out one step; the body works only where `step.made` is None and then calls `step.finish`.
 
@@ -120,6 +121,7 @@ def start(
         lineage: Artifacts through which the inputs were found: recorded, but another catalog that leads to the
             same inputs leads to the same result.
         item: Which of several runs of the same stage this is.
+        unlogged: Keys of `config` that count for the result but are not written to MLflow.
         reuse: Whether a finished result with the same key is taken instead of doing the work.
     """
     key = digest(
@@ -136,7 +138,8 @@ def start(
         run = tracking.start_task(f"{stage} {item}".strip(), key)
         status = "FAILED"
         try:
-            _describe(run, stage, item, code_version, config, {**inputs, **lineage})
+            logged = {key: value for key, value in config.items() if key not in unlogged}
+            _describe(run, stage, item, code_version, logged, {**inputs, **lineage})
             with store.build() as folder:
                 step = Step(stage, item, key, store, folder, run, code_version, {**inputs, **lineage}, began_s)
                 if reuse and (known := store.recall(key)):

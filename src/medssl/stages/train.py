@@ -299,7 +299,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         scored = [r for r in rivals if r["validation_score"] is not None]
         best = max(scored, key=lambda r: r["validation_score"]) if scored else rivals[0]
         if row is best:
-            reason = "best validation score" if scored else "no finding evaluable on validation; first of the grid"
+            reason = "best validation score" if scored else "nothing evaluable on validation; first of the grid"
         elif row["validation_score"] is None:
             reason = "not evaluable on validation"
         else:

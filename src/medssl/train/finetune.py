@@ -68,9 +68,14 @@ class Cohorts:
         return cls(classes, train, validation, fraction)
 
     def units_of(self, item: FinetuneItem) -> np.ndarray:
-        """Numbers of the training units of the item's label fraction, ascending."""
+        """Numbers of the training units with a known label in the item's label fraction, ascending."""
         chosen = self.fraction(item.label_fraction, item.draw)["image_id"].to_numpy()
-        return np.unique(self.train.labelled.unit_N[np.isin(self.train.rows["image_id"].to_numpy(), chosen)])
+        labelled = self.train.labelled
+        units = np.unique(labelled.unit_N[np.isin(self.train.rows["image_id"].to_numpy(), chosen)])
+        known = units[labelled.mask_MK[units].any(axis=1)]
+        if not known.size:
+            raise BadInputError(f"finetune.label_fractions: {item.label_fraction:g} holds no known label; raise it")
+        return known
 
 
 @dataclass(frozen=True)
