@@ -25,11 +25,11 @@ from components.search_hyperparameters import search_hyperparameters
 from components.select import select
 from components.write_report import write_report
 from components.write_shards import write_shards
+from medssl.stages.data import EXTERNAL_STAGES
 from pipelines import lint
 from pipelines.plan import Plan
 
 PIPELINE_NAME = "medssl"
-EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")  # all in one task a set
 TRAINING_PARALLELISM = 1  # pretraining runs at a time on one machine: each uses all of it
 
 

@@ -150,13 +150,12 @@ def _write_shards(call: Call) -> Made:
 
 
 def _prepare_external(call: Call) -> Made:
-    stages = ("fingerprint", "ingest", "write_shards", "prepare_external")
     return data.prepare_external(
         call.store,
         _named(call.study.external, call.item),
         call.study.shards,
         key_id=data.load_key(call.study.data, create=True).key_id,
-        code_versions={stage: stage_version(data.__name__, stage) for stage in stages},
+        code_versions={stage: stage_version(data.__name__, stage) for stage in data.EXTERNAL_STAGES},
     )
 
 

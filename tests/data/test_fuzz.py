@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medssl.config import USUAL_TABLES, DataConfig
-from medssl.data import cells, chexpert, layouts, nih, padchest, radiographs, readers
+from medssl.data import cells, chexpert, nih, padchest, readers, reading
 from medssl.data.reading import Reading, is_safe
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -236,7 +236,7 @@ def test_files_are_located_below_the_folder_and_keep_their_names(root, names):
         (root / folder / "train").touch()
     folders = ("", "a", "images", "absent", "00000001_000.png")
     listed = pa.array([*names, "train", "absent.png"])
-    for found in (layouts.locate(root, listed, folders), radiographs.locate(root, folders, listed)):
-        assert all(map(is_below, found.to_pylist()))
-        assert all(file.endswith(name) for file, name in zip(found.to_pylist(), listed.to_pylist(), strict=True))
-        assert Path(found.to_pylist()[-1]) == Path("absent.png")
+    found = reading.locate(root, folders, listed)
+    assert all(map(is_below, found.to_pylist()))
+    assert all(file.endswith(name) for file, name in zip(found.to_pylist(), listed.to_pylist(), strict=True))
+    assert Path(found.to_pylist()[-1]) == Path("absent.png")

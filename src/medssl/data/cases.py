@@ -26,6 +26,7 @@ from medssl.data.reading import (
     Reading,
     age_years,
     finish,
+    locate,
     probe,
     readable_ids,
     reject_repeated_images,
@@ -126,7 +127,7 @@ def list_images(
         remedy='say which they are as data.columns, {FIELD: HEADER}, or {FIELD: ""} for what the table lacks',
     )
     image = _images(cells, layout)
-    files = layouts.locate(root, image, layout.folders) if with_files and layout.folders else image
+    files = locate(root, layout.folders, image) if with_files and layout.folders else image
     if with_files:
         probe(root, files)
     patient, case, group_kind = _groups(cells, layout.columns, image)

@@ -6,14 +6,9 @@ the paths of the images; a set of one's own names its headers in `data.columns`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
-import pyarrow as pa
-
 from medssl.config import ConfigError, DataConfig
-from medssl.data.cells import Column
-from medssl.exit_codes import BadInputError
 
 # What a column of a table of photographs can be. A lesion is a case whose number is unique within its patient only.
 FIELDS = ("image", "patient", "case", "lesion", "condition", "skin_type", "sex", "age", "site")
@@ -163,22 +158,3 @@ def _overridden(layout: Layout, columns: Mapping[str, str], fields: Sequence[str
     return Layout(
         {field: name for field, name in merged.items() if field in fields and name}, layout.suffix, layout.folders
     )
-
-
-def locate(root: Path, names: Column, folders: Sequence[str]) -> Column:
-    """Each name below the first of `folders` that holds a file of it; a name that none holds stays as it is.
-
-    Raises:
-        BadInputError: A folder cannot be listed.
-    """
-    folder_of: dict[str, str] = {}
-    try:
-        for folder in folders:
-            if (root / folder).is_dir():
-                for entry in (root / folder).iterdir():
-                    folder_of.setdefault(entry.name, f"{folder}/" if folder else "")
-    except OSError as error:  # its own text holds the path
-        raise BadInputError(
-            f"a folder of images below data.root cannot be read ({error.strerror}); check permissions"
-        ) from None
-    return pa.array([f"{folder_of.get(name, '')}{name}" for name in names.to_pylist()], pa.string())

@@ -17,8 +17,8 @@ from medssl.config import DataConfig
 from medssl.data.cells import Cells, Column
 from medssl.data.cells import read as read_cells
 from medssl.data.chexpert import FINDINGS as CHEXPERT_FINDINGS
-from medssl.data.radiographs import label_columns, locate, select_views
-from medssl.data.reading import MAX_AGE_YEARS, Reading, finish, probe, reject_repeated_images
+from medssl.data.radiographs import label_columns, select_views
+from medssl.data.reading import MAX_AGE_YEARS, Reading, finish, locate, probe, reject_repeated_images
 from medssl.identifiers import PatientKey
 
 FILE, LABELS, FOLLOW_UP, PATIENT, AGE, SEX, VIEW = COLUMNS = (

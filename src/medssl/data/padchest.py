@@ -18,11 +18,12 @@ from medssl.config import DataConfig
 from medssl.data.cells import Cells, Column
 from medssl.data.cells import read as read_cells
 from medssl.data.chexpert import FINDINGS
-from medssl.data.radiographs import count_lateral, label_columns, locate, select_views
+from medssl.data.radiographs import count_lateral, label_columns, select_views
 from medssl.data.reading import (
     MAX_AGE_YEARS,
     Reading,
     finish,
+    locate,
     probe,
     readable_ids,
     reject_repeated_images,

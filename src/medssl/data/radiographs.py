@@ -1,8 +1,6 @@
 """What the readers of radiographs whose tables list file names and findings share."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -58,34 +56,3 @@ def select_views(rows: pa.Table, views: Literal["both", "frontal", "lateral"]) -
 def count_lateral(rows: pa.Table) -> int:
     """Rows whose projection is lateral."""
     return rows["view_position"].to_pylist().count("lateral")
-
-
-def locate(root: Path, folders: Iterable[str], names: Column) -> Column:
-    """Each file's path relative to `root`, where any of `folders` holds it; its bare name where none does.
-
-    Each folder is listed once, whatever the number of names: sets of 10^5 files come in many layouts.
-
-    Args:
-        root: The data set's folder.
-        folders: Folders below it that may hold files, "" for itself; ones that do not exist are passed over, and of
-            two that hold the same name the first counts.
-        names: File names.
-
-    Raises:
-        BadInputError: A folder may not be listed.
-    """
-    folder_of: dict[str, str] = {}
-    for folder in folders:
-        try:
-            with os.scandir(root / folder) as entries:
-                found = [entry.name for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:  # its own text holds the path
-            raise BadInputError(
-                f"a folder of images below data.root cannot be listed ({error.strerror}); check its permissions"
-            ) from None
-        for name in found:
-            folder_of.setdefault(name, folder)
-    paths = ((folder_of.get(name, ""), name) for name in names.to_pylist())
-    return pa.array([f"{folder}/{name}" if folder else name for folder, name in paths], pa.string())

@@ -18,6 +18,9 @@ from medssl.store import Store, StoreError, write_json
 if TYPE_CHECKING:
     from medssl.data.reading import Reading
 
+# What an external set goes through in one task; each has its own code version.
+EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")
+
 
 def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str) -> steps.Made:
     """Digest the raw data set; always done anew, so that changed data is seen and unchanged data is not re-read."""
