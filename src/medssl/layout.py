@@ -20,3 +20,7 @@ PREDICTIONS = "predictions.parquet"
 ARMS = "arms.parquet"
 METRICS = "metrics.parquet"
 REPORT = "index.html"
+
+# Roles of an external set's artifacts among the inputs of a step, before the set's name.
+EXTERNAL_INDEX = "index of "
+EXTERNAL_SHARDS = "shards of "

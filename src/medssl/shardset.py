@@ -305,6 +305,13 @@ class Cohort:
         return {str(image_id): row for row, image_id in enumerate(self.rows["image_id"].to_pylist())}
 
 
+def whole(index: pa.Table) -> pa.Table:
+    """A table of splits, without ranks, that puts every patient of an external set into one."""
+    patients = index["patient_id"].unique()
+    columns: dict[str, Any] = {"patient_id": patients, "split": pa.repeat(schema.EXTERNAL, len(patients))}
+    return pa.table(columns)
+
+
 def _ranks(splits: pa.Table, draw: int) -> NDArray[np.float64]:
     ranks: list[Any] = splits["label_ranks"].to_pylist()
     num_draws = min(map(len, ranks), default=draw + 1)

@@ -16,6 +16,7 @@ from medssl.config import (
     TaskConfig,
 )
 from medssl.exit_codes import BadInputError
+from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store, write_json
 
@@ -440,9 +441,9 @@ def _external_sets(store: Store, catalog_uri: str | None) -> dict[str, tuple[Art
 
 def _by_role(external: Mapping[str, tuple[Artifact, Artifact]]) -> dict[str, Artifact]:
     return {
-        f"{kind} of {name}": artifact
+        f"{role}{name}": artifact
         for name, artifacts in external.items()
-        for kind, artifact in zip(("index", "shards"), artifacts, strict=True)
+        for role, artifact in zip((EXTERNAL_INDEX, EXTERNAL_SHARDS), artifacts, strict=True)
     }
 
 

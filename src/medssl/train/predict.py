@@ -10,7 +10,7 @@ import pyarrow as pa
 from medssl import labels, layout, schema
 from medssl.model.networks import Classifier, ResNet
 from medssl.progress import Progress
-from medssl.shardset import Cohort, ShardSet
+from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train.checkpoint import load_weights
 from medssl.train.distributed import Ranks
 from medssl.train.finetune import Split, predict_scores
@@ -63,20 +63,13 @@ def _evaluated(job: PredictJob, index: pa.Table, splits: pa.Table, classes: tupl
         yield _Evaluated(job.dataset, job.dataset_digest, name, _group_kind(index), split)
     for external in job.external:
         own = schema.read(external.index_path, schema.INDEX)
-        cohort = Cohort.select(own, _whole(own), ShardSet.open(external.shards_dir), split=schema.EXTERNAL)
+        cohort = Cohort.select(own, whole(own), ShardSet.open(external.shards_dir), split=schema.EXTERNAL)
         split = Split.decode(cohort, job.task, classes)
         yield _Evaluated(external.name, external.digest, schema.EXTERNAL, _group_kind(own), split)
 
 
 def _group_kind(index: pa.Table) -> str:
     return schema.metadata_of(index)["group_kind"]
-
-
-def _whole(index: pa.Table) -> pa.Table:
-    """A table of splits that puts every patient of an external set into one."""
-    patients = index["patient_id"].unique()
-    columns: dict[str, Any] = {"patient_id": patients, "split": pa.repeat(schema.EXTERNAL, len(patients))}
-    return pa.table(columns)
 
 
 def _model(job: PredictJob, item: PredictItem, num_classes: int) -> Classifier:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from medssl import layout, schema
 from medssl.exit_codes import BadInputError
 from medssl.progress import Progress
+from medssl.shardset import whole
 from medssl.store import MAKER, MANIFEST
 from medssl.verification import artifacts, predictions, shards, splits, tables
 from medssl.verification.artifacts import RUN_FILE, Found
@@ -97,6 +98,12 @@ class Contents:
             return {(inputs["index"], inputs["splits"])}
         parents = [self.inputs_of.get(parent, {}) for parent in inputs.values()]
         return {(parent["index"], parent["splits"]) for parent in parents if {"index", "splits"} <= set(parent)}
+
+    def externals(self, digest: str) -> set[str]:
+        """Indexes of the external sets behind predictions, or behind a comparison of several."""
+        inputs = self.inputs_of.get(digest, {})
+        all_inputs = [inputs, *(self.inputs_of.get(parent, {}) for parent in inputs.values())]
+        return {of for one in all_inputs for role, of in one.items() if role.startswith(layout.EXTERNAL_INDEX)}
 
 
 def verify(folder: Path, *, quick: bool = False) -> Verdict:
@@ -213,6 +220,12 @@ def _predictions(contents: Contents, found: Found) -> Iterator[Finding]:
         if index is not None and of_splits is not None:
             yield from predictions.check_splits(of_index, index, of_splits, where=found.name)
     known = {index_digest for index_digest, _ in origins}
+    for index_digest in sorted(contents.externals(found.folder.name)):
+        index = contents.table("index", index_digest, layout.INDEX, schema.INDEX)
+        of_index = table.filter(pc.equal(table["dataset_digest"], pa.scalar(index_digest)))
+        if index is not None:
+            known.add(index_digest)
+            yield from predictions.check_splits(of_index, index, whole(index), where=found.name)
     if unknown := sorted(set(tables.counts(table["dataset_digest"])) - known):
         what = f"{len(unknown)} data sets whose index and splits are not at hand: their units are not checked"
         yield Finding(found.name, what, is_note=True)
