@@ -8,6 +8,7 @@ the store and from saved training state.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from medssl.exit_codes import (
     sigterm_as_exception,
 )
 from medssl.progress import MARK, TASK_MARK, counted, duration
+from medssl.stages.data import BEAM_OPTIONS_VARIABLE
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
 from pipelines import preflight
@@ -153,6 +155,7 @@ def _environment(study: Study, out_dir: Path) -> dict[str, str]:
         PROCESSES_VARIABLE: str(study.resources.processes),
         THREADS_VARIABLE: str(study.resources.threads_per_process),
         PARALLEL_TASKS_VARIABLE: str(study.resources.parallel_tasks),
+        BEAM_OPTIONS_VARIABLE: os.environ.get(BEAM_OPTIONS_VARIABLE) or shlex.join(study.resources.beam_options),
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", _tracking_uri(out_dir)),
         "PYTHONUNBUFFERED": "1",
     }

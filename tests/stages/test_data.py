@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from PIL import Image
 
 from medssl import layout, schema
@@ -97,3 +98,27 @@ def test_an_external_set_is_stored_whole_and_again_found_in_the_store(tmp_path: 
     assert content["name"] == dataset.summary["name"] == "derm"
     assert store.open(store.uri("index", content["index"])).summary["num_images"] == NUM_PATIENTS
     assert store.open(store.uri("shards", content["shards"])).summary["num_images"] == NUM_PATIENTS
+
+
+def test_beams_options_reach_the_pipeline_and_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, config = Store(str(tmp_path / "store")), make_set(tmp_path / "set", shared=False)
+    index = prepare(store, tmp_path / "set", config)
+    digest = data.fingerprint(store, config, root=str(tmp_path / "set"), code_version="1").metadata["digest"]
+
+    def write(code_version: str) -> str:
+        made = data.write_shards(
+            store,
+            ShardConfig(image_size_px=16, channels=3, num_parts=2),
+            root=str(tmp_path / "set"),
+            data_digest=digest,
+            index_uri=index.uri,
+            code_version=code_version,
+        )
+        return str(made.metadata["digest"])
+
+    alone = write("1")
+    monkeypatch.setenv(data.BEAM_OPTIONS_VARIABLE, "--direct_num_workers=2 --direct_running_mode=multi_threading")
+    assert write("2") == alone
+    monkeypatch.setenv(data.BEAM_OPTIONS_VARIABLE, "--runner=NoSuchRunner")
+    with pytest.raises(ValueError, match="NoSuchRunner"):
+        write("3")

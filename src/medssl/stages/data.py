@@ -1,6 +1,7 @@
 """The data stages, in pipeline order: paths and settings in, content-addressed artifacts out."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from medssl.store import Store, StoreError, write_json
 if TYPE_CHECKING:
     from medssl.data.reading import Reading
 
+BEAM_OPTIONS_VARIABLE = "MEDSSL_BEAM_OPTIONS"  # which runner writes shards changes no byte of them
 # What an external set goes through in one task; each has its own code version.
 EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")
 
@@ -273,7 +275,14 @@ def write_shards(
                     f"the private table that leads from images to files is gone; remove the folder of index "
                     f"{index.digest[:12]} from the store and run again: ingest will make both anew"
                 ) from None
-            summary = shards.write(table_path, private.folder / layout.SOURCES, Path(root), step.folder, config)
+            summary = shards.write(
+                table_path,
+                private.folder / layout.SOURCES,
+                Path(root),
+                step.folder,
+                config,
+                pipeline_options=shlex.split(os.environ.get(BEAM_OPTIONS_VARIABLE, "")),
+            )
             counts = {"num_images": summary["num_images"], "num_undecodable": len(summary["undecodable"])}
             if refused := sorted(summary["undecodable_by_reason"].items()):
                 reasons = ", ".join(f"{count} {reason}" for reason, count in refused)
