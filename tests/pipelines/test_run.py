@@ -170,7 +170,8 @@ def test_an_external_set_is_evaluated_by_the_finished_models(study: Copy, tmp_pa
     printed = study.finished("--set", f"external={external}")
     executed = {task for task, is_cached in study.tasks().items() if not is_cached}
     assert executed == {
-        "fingerprint", "prepare_external elsewhere", "collect datasets", "predict micle", "predict random", "compare",
+        "fingerprint", "fingerprint elsewhere", "ingest elsewhere", "write_shards elsewhere",
+        "prepare_external elsewhere", "collect datasets", "predict micle", "predict random", "compare",
         "analyze_subgroups", "write_report",
     }  # fmt: skip
     assert "external (elsewhere)" in printed

@@ -24,13 +24,13 @@ BEAM_OPTIONS_VARIABLE = "MEDSSL_BEAM_OPTIONS"  # which runner writes shards chan
 EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")
 
 
-def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str) -> steps.Made:
+def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str, item: str = "") -> steps.Made:
     """Digest the raw data set; always done anew, so that changed data is seen and unchanged data is not re-read."""
     from medssl.data.fingerprint import fingerprint as digest_of
 
     settings = {"name": config.name, "fingerprint_files": config.fingerprint_files}
     with steps.start(
-        "fingerprint", store=store, code_version=code_version, config=settings, inputs={}, reuse=False
+        "fingerprint", store=store, code_version=code_version, config=settings, inputs={}, reuse=False, item=item
     ) as step:
         found = digest_of(Path(root), config.tables, files=config.fingerprint_files)
         summary = {
@@ -45,7 +45,14 @@ def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: st
 
 
 def ingest(
-    store: Store, config: DataConfig, *, root: str, data_digest: str, key_id: str, code_version: str
+    store: Store,
+    config: DataConfig,
+    *,
+    root: str,
+    data_digest: str,
+    key_id: str,
+    code_version: str,
+    item: str = "",
 ) -> steps.Made:
     """Read the label tables into the index; the table that leads back to the files stays in the private store."""
     from medssl.data import readers
@@ -60,6 +67,7 @@ def ingest(
         config=settings,
         inputs={"source": source},
         unlogged=NAMES_OF_FILES,
+        item=item,
     ) as step:
         if step.made is None or not _has_sources(store, step.made.uri):
             key = load_key(config, expected=key_id)
@@ -145,10 +153,16 @@ def prepare_external(
     config = config.model_copy(update={"find_duplicates": False})
     with begin_task(f"prepare_external {config.name}"):
         root = str(config.root)
-        source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"])
+        source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"], item=config.name)
         digest = source.metadata["digest"]
         index = ingest(
-            store, config, root=root, data_digest=digest, key_id=key_id, code_version=code_versions["ingest"]
+            store,
+            config,
+            root=root,
+            data_digest=digest,
+            key_id=key_id,
+            code_version=code_versions["ingest"],
+            item=config.name,
         )
         stored = write_shards(
             store,
@@ -157,6 +171,7 @@ def prepare_external(
             data_digest=digest,
             index_uri=index.uri,
             code_version=code_versions["write_shards"],
+            item=config.name,
         )
         made = {"source": source, "index": index, "shards": stored}
         inputs = {kind: store.open(one.uri, kind=kind) for kind, one in made.items()}
@@ -251,7 +266,14 @@ def shares_of(index_path: Path, splits_path: Path) -> dict[str, float]:
 
 
 def write_shards(
-    store: Store, config: ShardConfig, *, root: str, data_digest: str, index_uri: str, code_version: str
+    store: Store,
+    config: ShardConfig,
+    *,
+    root: str,
+    data_digest: str,
+    index_uri: str,
+    code_version: str,
+    item: str = "",
 ) -> steps.Made:
     """Decode, resize and store the images, all of a patient side by side; what cannot be decoded is listed."""
     from medssl.data import shards
@@ -264,6 +286,7 @@ def write_shards(
         code_version=code_version,
         config=config.dump(),
         inputs={"source": source, "index": index},
+        item=item,
     ) as step:
         if step.made is None:
             table_path = index.folder / layout.INDEX

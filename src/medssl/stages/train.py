@@ -221,7 +221,7 @@ def predict(
     from medssl.train.launch import launch
 
     models, catalog = _from_catalog(store, arm.name, catalog_uri)
-    external = _external_sets(store, external_uri)
+    external, listed_sets = _external_sets(store, external_uri)
     with steps.start(
         "predict",
         store=store,
@@ -234,7 +234,7 @@ def predict(
             "image_size_px": image_size_px,
         },
         inputs={**data.artifacts, "models": models, **_by_role(external)},
-        lineage={"catalog": catalog},
+        lineage={"catalog": catalog, **listed_sets},
         item=arm.name,
     ) as step:
         if step.made is None:
@@ -425,18 +425,20 @@ def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, 
     return store.open(store.uri(entry["kind"], entry["digest"]), kind=entry["kind"]), catalog
 
 
-def _external_sets(store: Store, catalog_uri: str | None) -> dict[str, tuple[Artifact, Artifact]]:
-    """Index and shards of each external set, by name."""
+def _external_sets(
+    store: Store, catalog_uri: str | None
+) -> tuple[dict[str, tuple[Artifact, Artifact]], dict[str, Artifact]]:
+    """Index and shards of each external set, by name; and the artifacts that led to them."""
     if catalog_uri is None:
-        return {}
+        return {}, {}
     catalog = store.open(catalog_uri, kind="catalog")
-    found = {}
+    found, lineage = {}, {"external sets": catalog}
     for name, entry in sorted(json.loads((catalog.folder / layout.CATALOG).read_text()).items()):
         dataset = store.open(store.uri("dataset", entry["digest"]), kind="dataset")
         content = json.loads((dataset.folder / layout.DATASET).read_text())
         index, shards = (store.open(store.uri(kind, content[kind]), kind=kind) for kind in ("index", "shards"))
-        found[name] = index, shards
-    return found
+        found[name], lineage[f"external set {name}"] = (index, shards), dataset
+    return found, lineage
 
 
 def _by_role(external: Mapping[str, tuple[Artifact, Artifact]]) -> dict[str, Artifact]:
