@@ -291,11 +291,18 @@ def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path) -> None:
     assert own.stderr.startswith("error: data.root is a file, expected the folder")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    copy = Copy(PROJECT, tmp_path_factory.mktemp("uninterrupted") / "out")
+    copy.finished()
+    return copy
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["write_shards", "pretrain micle:", "search_hyperparameters micle", "predict"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_at_any_stage_ends_with_the_same_results(
-    tmp_path: Path, moment: str, how: signal.Signals
+    uninterrupted: Copy, tmp_path: Path, moment: str, how: signal.Signals
 ) -> None:
     copy = Copy(PROJECT, tmp_path / "out")
     with subprocess.Popen(
@@ -309,7 +316,5 @@ def test_a_run_stopped_at_any_stage_ends_with_the_same_results(
         process.stdout.read()
     assert process.returncode == (143 if how == signal.SIGTERM else -9)
     copy.finished()
-    whole = Copy(PROJECT, tmp_path / "whole")
-    whole.finished()
-    found, expected = (json.loads((c.out / "run.json").read_text())["artifacts"] for c in (copy, whole))
+    found, expected = (json.loads((c.out / "run.json").read_text())["artifacts"] for c in (copy, uninterrupted))
     assert {name: a["sha256"] for name, a in found.items()} == {name: a["sha256"] for name, a in expected.items()}
