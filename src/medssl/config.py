@@ -121,9 +121,8 @@ class UnlabelledConfig(Section):
     """Images without labels below the data set's folder: a folder of them, or a table that lists them."""
 
     folder: str = Field(min_length=1)  # below data.root
-    name: str = Field(
-        "", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$"
-    )  # "": that of the data set, whose patients it shares
+    # "": that of the data set, whose patients it shares
+    name: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$")
     train_table: str = ""  # below the folder; "": every image file counts
     columns: dict[str, str] = {}
     group: Literal["file", "folder"] = "file"
