@@ -88,7 +88,10 @@ def _ingest(options: argparse.Namespace) -> None:
     config = validate(DataConfig, settings, "ingest")
     summary = data.index_table(config, root=root, out_path=options.out, with_files=not options.no_files)
     _save(options.summary, summary)
-    counts = {name: summary[name] for name in ("images", "patients", "cases")}
+    group = summary.get("group_kind", "patient")
+    counts = {"images": summary["images"], f"{group}s": summary["patients"], "cases": summary["cases"]}
+    if group == "image":
+        del counts["cases"]
     lines = [f"{_row(counts)} in {options.out.name}"]
     if shared := summary.get("duplicates"):
         lines.append(f"pictures under two patients: {shared['pairs_between_patients']} pairs")
