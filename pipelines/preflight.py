@@ -10,7 +10,6 @@ from medssl import labels, layout, schema
 from medssl.config import DataConfig, Study
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
-from medssl.shardset import UNLABELLED
 from medssl.stages.data import load_key
 from medssl.store import Store
 
@@ -67,9 +66,8 @@ def _check_external(study: Study, one: DataConfig, key: PatientKey, classes: Seq
 
 def _check_batches(study: Study, index: pa.Table, assigned: pa.Table) -> None:
     """Pretraining draws from the images or patients of the training split and of the unlabelled pool."""
-    unit = schema.split_unit(assigned)
-    in_pool = assigned.filter(pc.is_in(assigned["split"], value_set=pa.array(["train", UNLABELLED])))
-    pool = index.filter(pc.is_in(index[unit], value_set=in_pool[unit].combine_chunks()))
+    in_pool = pc.is_in(assigned["split"], value_set=pa.array(["train", schema.UNLABELLED]))
+    pool = schema.rows_of(index, assigned.filter(in_pool))
     num_units = {"simclr": pool.num_rows, "micle": len(pool["patient_id"].unique())}
     for run in study.pretraining:
         thing = "images" if run.method == "simclr" else "patients"

@@ -70,9 +70,12 @@ def build(folder: Path) -> None:
     files = sorted((root / "train").glob("*/*/*.jpg"), key=lambda path: -path.stat().st_size)
     one, other = files[0], next(path for path in files if path.parents[1] != files[0].parents[1])
     shutil.copyfile(one, other)
-    study = load_study(
-        TINY, [f"data.root={root}", "data.generate=null", "shards.image_size_px=16", "shards.num_parts=4"]
-    )
+    for number, path in enumerate(files[2:20]):  # unlabelled pictures, some of whose patients are evaluated
+        own = root / "more" / path.parents[1].name / f"{number}.jpg"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_bytes(path.read_bytes() + bytes([number]))
+    sets = [f"data.root={root}", "data.generate=null", "data.unlabelled=[{folder: more, group: folder}]"]
+    study = load_study(TINY, [*sets, "shards.image_size_px=16", "shards.num_parts=4"])
     version = {"code_version": "test"}
     source = data.fingerprint(store, study.data, root=str(root), **version)
     digest = source.metadata["digest"]

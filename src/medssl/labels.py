@@ -76,9 +76,7 @@ def classes(index: pa.Table, splits: pa.Table, task: TaskConfig) -> tuple[str, .
                 "among those that `medssl ingest` counts, or set task.kind: conditions"
             )
         return task.findings
-    unit = schema.split_unit(splits)
-    train = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
-    rows = index.filter(pc.is_in(index[unit], value_set=train[unit].combine_chunks()))
+    rows = schema.rows_of(index, splits.filter(pc.equal(splits["split"], pa.scalar("train"))))
     num_cases = {name: _num_positive_cases(rows, name) for name in present}
     if absent := [name for name in task.conditions if name not in present]:
         raise BadInputError(f"task.conditions: the data set has no case of {', '.join(absent)}; leave them out")

@@ -12,8 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from medssl.exit_codes import BadInputError
 
@@ -29,7 +32,9 @@ LABEL_STATES: Mapping[int, str] = MappingProxyType(
         NOT_ASSESSED: "not assessed",
     }
 )
-SPLITS = ("train", "validation", "test", "official_valid", "unused", "unlabelled")
+# Beside the three that are drawn at random. The first and the last are parts of a source, too.
+OFFICIAL_VALID, UNUSED, UNLABELLED = "official_valid", "unused", "unlabelled"
+SPLITS = ("train", "validation", "test", OFFICIAL_VALID, UNUSED, UNLABELLED)
 EXTERNAL = "external"  # in predictions: a whole data set on which the finished models are evaluated
 
 
@@ -223,6 +228,35 @@ TABLES: Mapping[str, TableSchema] = MappingProxyType(
 def split_unit(splits: pa.Table) -> str:
     """The column that says what a row of the splits is: patient_id, or a finer one."""
     return SPLIT_TABLE.key_of(splits)[-1]
+
+
+def split_of_images(index: pa.Table, splits: pa.Table) -> Any:
+    """The split of each row of an index, null where it has none."""
+    unit = split_unit(splits)
+    at: Any = pc.index_in(index[unit], value_set=splits[unit].combine_chunks())
+    return splits["split"].take(at)
+
+
+def rows_of(index: pa.Table, splits: pa.Table) -> pa.Table:
+    """The rows of an index whose patients, studies or images stand in (a part of) a table of splits."""
+    unit = split_unit(splits)
+    return index.filter(pc.is_in(index[unit], value_set=splits[unit].combine_chunks()))
+
+
+def ranks_of_draw(splits: pa.Table, draw: int) -> NDArray[np.float64]:
+    """The label ranks of one draw, one a row of `splits`.
+
+    Raises:
+        ValueError: There is no such draw.
+    """
+    if not splits.num_rows:
+        return np.empty(0)
+    lists: Any = splits["label_ranks"].combine_chunks()
+    ranks: NDArray[np.float64] = lists.flatten().to_numpy().reshape(splits.num_rows, -1)
+    num_draws = ranks.shape[1]
+    if not 0 <= draw < num_draws:
+        raise ValueError(f"draw {draw} does not exist: splits.draws is {num_draws}, and draws count from 0")
+    return ranks[:, draw]
 
 
 def label_columns(table: pa.Table) -> list[str]:

@@ -24,7 +24,6 @@ _DECODE_AHEAD = 256  # images decoded between two progress lines
 
 Order = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
-UNLABELLED = "unlabelled"  # as a split, and as the part of a source
 _HASH_DIGITS = 8  # leading hex digits of a patient_id that decide its part
 
 
@@ -237,14 +236,13 @@ class Cohort:
             ValueError: There is no such draw.
         """
         _check_together(index, splits, shards)
-        opened = [split, UNLABELLED] if with_unlabelled else [split]
+        opened = [split, schema.UNLABELLED] if with_unlabelled else [split]
         chosen = splits.filter(pc.is_in(splits["split"], value_set=pa.array(opened)))
         if label_fraction is not None:
-            chosen = chosen.filter(_ranks(chosen, draw) < label_fraction)
-        unit = schema.split_unit(splits)
-        rows = index.filter(pc.is_in(index[unit], value_set=chosen[unit])).sort_by("image_id")
+            chosen = chosen.filter(schema.ranks_of_draw(chosen, draw) < label_fraction)
+        rows = schema.rows_of(index, chosen).sort_by("image_id")
         if not with_unlabelled:
-            rows = rows.filter(pc.not_equal(rows["source_split"], pa.scalar(UNLABELLED)))
+            rows = rows.filter(pc.not_equal(rows["source_split"], pa.scalar(schema.UNLABELLED)))
         at = pc.index_in(rows["image_id"], value_set=shards.image_ids)
         present = rows.filter(pc.is_valid(at))
         if not present.num_rows:
@@ -310,14 +308,6 @@ def whole(index: pa.Table) -> pa.Table:
     patients = index["patient_id"].unique()
     columns: dict[str, Any] = {"patient_id": patients, "split": pa.repeat(schema.EXTERNAL, len(patients))}
     return pa.table(columns)
-
-
-def _ranks(splits: pa.Table, draw: int) -> NDArray[np.float64]:
-    ranks: list[Any] = splits["label_ranks"].to_pylist()
-    num_draws = min(map(len, ranks), default=draw + 1)
-    if not 0 <= draw < num_draws:
-        raise ValueError(f"draw {draw} does not exist: splits.draws is {num_draws}, and draws count from 0")
-    return np.array([of_patient[draw] for of_patient in ranks], np.float64)
 
 
 def _check_together(index: pa.Table, splits: pa.Table, shards: ShardSet) -> None:

@@ -245,9 +245,9 @@ def _subgroups(results: Results, config: Mapping[str, Any]) -> Section:
                 parts.append(conditions.skin_type_map(config))
             parts.append(outcomes.subgroups(results, where, attribute, results.largest, order=order))
             if results.unit_kind == "case":
-                top_3, largest = conditions.SECONDARY[0], results.largest
-                table = outcomes.subgroups(results, where, attribute, largest, metric=top_3, order=order)
-                parts.append(Details(f"By {words}, top-3 accuracy", (table,)))
+                top_k, largest = conditions.SECONDARY[0], results.largest
+                table = outcomes.subgroups(results, where, attribute, largest, metric=top_k, order=order)
+                parts.append(Details(f"By {words}, top-{top_k.k} accuracy", (table,)))
             if others:
                 parts.append(Details(f"By {words}, other label fractions", tuple(others)))
     several = results.unit_kind == "case"

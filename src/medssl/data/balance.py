@@ -17,6 +17,8 @@ from medssl import schema
 from medssl.config import AGE_EDGES_YEARS
 
 UNKNOWN = -1
+# What is split at random, and so compared with the whole: the three splits, and what none of them takes.
+PARTS = (*schema.SPLITS[:3], schema.UNUSED)
 
 Flags = NDArray[np.int8]
 Ints = NDArray[np.int64]
@@ -87,9 +89,19 @@ class Composition:
         with np.errstate(invalid="ignore"):
             return np.asarray(self.positive / self.known)
 
-    def deviations(self, overall: "Composition") -> NDArray[np.float64]:
-        """Absolute difference of each share from the overall one, shape (U, V); 0 where either is not known."""
-        return np.nan_to_num(np.abs(self.shares() - overall.shares()), nan=0.0)
+    def against_whole(self) -> tuple["Composition", NDArray[np.float64]]:
+        """Of PARTS: the composition of all together, and how far the share of each of the three splits is from it.
+
+        The absolute differences have the shape (3, V), and are 0 where a share is not known.
+        """
+        whole = self.merged(np.zeros(len(PARTS), dtype=np.int64), 1)
+        return whole, np.nan_to_num(np.abs(self.shares() - whole.shares()), nan=0.0)[: len(PARTS) - 1]
+
+
+def part_of(names: NDArray[Any]) -> Ints:
+    """The number in PARTS of each split; beyond them for any other."""
+    numbers = {name: i for i, name in enumerate(PARTS)}
+    return np.array([numbers.get(name, len(PARTS)) for name in names.tolist()], dtype=np.int64)
 
 
 def _bincount(weights: NDArray[Any], codes: Ints, num: int) -> Ints:

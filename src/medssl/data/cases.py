@@ -31,6 +31,7 @@ from medssl.data.reading import (
     readable_ids,
     reject_repeated_images,
     reject_unsafe_files,
+    unknown_attributes,
 )
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -206,14 +207,11 @@ def _filled(cells: Cells, columns: Mapping[str, str], field: str) -> Column | No
 def _attributes(cells: Cells, columns: Mapping[str, str]) -> dict[str, Column]:
     """The columns of schema INDEX that describe the person and the image; null where unknown or not in the table."""
     text = pa.string()
-    described: dict[str, Column] = {
-        name: pa.nulls(cells.rows.size, text) for name in ("view_position", "sex", "age_years", "skin_type", "site")
-    }
+    described = unknown_attributes(cells.rows.size)
     if "sex" in columns:
         described["sex"] = cells.translate(
             columns["sex"], attributes.sex, text, expected=attributes.SEX_WORDS, words=attributes.SEXES
         )
-    described["age_years"] = pa.nulls(cells.rows.size, pa.float32())
     if "age" in columns:
         described["age_years"] = cells.translate(columns["age"], age_years, pa.float32(), expected=NUMBER_OF_YEARS)
     if "skin_type" in columns:

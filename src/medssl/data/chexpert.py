@@ -15,6 +15,7 @@ from medssl import schema
 from medssl.config import DataConfig
 from medssl.data.cells import Cells, Column, count, examples
 from medssl.data.cells import read as read_cells
+from medssl.data.radiographs import select_views
 from medssl.data.reading import NUMBER_OF_YEARS, Reading, age_years, finish, probe, reject_repeated_images
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
@@ -67,12 +68,9 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
         probe(root, names["train"].file)
     rows = pa.concat_tables([_rows(split, cells, names[split]) for split, cells in tables.items()])
     views = Counter(view for part in names.values() for view in part.view.to_pylist())
-    if config.views != "both":
-        parts: list[Column] = [pc.equal(part.view, pa.scalar(config.views)) for part in names.values()]
-        kept: Column = pa.chunked_array(parts)
-        rows = rows.filter(kept)
-        if not rows.num_rows:
-            raise BadInputError(f"data.views is {config.views}, and the tables list no such image; choose another")
+    # By the file's name and not the view position: 17 frontal rows of the public table have a lateral one.
+    parts: list[Column] = [pc.equal(part.view, pa.scalar("lateral")) for part in names.values()]
+    rows = select_views(rows, config.views, is_lateral=pa.chunked_array(parts))
     summary = {
         "rows": {cells.name: int(cells.rows.size) for cells in tables.values()},
         "ignored_columns": {cells.name: cells.num_ignored_columns for cells in tables.values()},

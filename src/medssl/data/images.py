@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from medssl import schema
 from medssl.config import DataConfig
 from medssl.data import cases, layouts
-from medssl.data.reading import GroupKind, Reading, finish, is_safe
+from medssl.data.reading import GroupKind, Reading, finish, is_safe, unknown_attributes
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SOURCE_SPLIT = "unlabelled"
 FIELDS = tuple(field for field in layouts.FIELDS if field != "condition")
 
 
@@ -33,7 +33,7 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
     if not config.train_table:
         return _read_folder(root, config, key, below)
     listed = cases.list_images(
-        root, config, fields=FIELDS, required=("image",), source_split=SOURCE_SPLIT, with_files=with_files
+        root, config, fields=FIELDS, required=("image",), source_split=schema.UNLABELLED, with_files=with_files
     )
     return finish(
         listed.rows,
@@ -75,18 +75,13 @@ def _read_folder(root: Path, config: DataConfig, key: PatientKey, below: str) ->
             )
         patient = pa.array([file.partition("/")[0] for file in files], pa.string())
         case = pa.array([file.rpartition("/")[0] for file in files], pa.string())
-    unknown = pa.nulls(len(files), pa.string())
     rows = pa.table(
         {
             "patient_id": patient,
             "case_id": case,
             "image_id": image,
-            "source_split": pa.repeat(SOURCE_SPLIT, len(files)),
-            "view_position": unknown,
-            "sex": unknown,
-            "age_years": pa.nulls(len(files), pa.float32()),
-            "skin_type": unknown,
-            "site": unknown,
+            "source_split": pa.repeat(schema.UNLABELLED, len(files)),
+            **unknown_attributes(len(files)),
         }
     )
     group_kind: GroupKind = "patient" if config.group == "folder" else "image"

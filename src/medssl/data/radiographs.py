@@ -37,15 +37,23 @@ def label_columns(
     return {f"{schema.LABEL_PREFIX}{finding}": pa.array(codes[:, i]) for i, finding in enumerate(findings)}
 
 
-def select_views(rows: pa.Table, views: Literal["both", "frontal", "lateral"]) -> pa.Table:
+def select_views(
+    rows: pa.Table, views: Literal["both", "frontal", "lateral"], *, is_lateral: Column | None = None
+) -> pa.Table:
     """The rows of the projections to read; one that is not known to be lateral is frontal.
+
+    Args:
+        rows: Of the index.
+        views: Which to read.
+        is_lateral: Of each row, where the source says it apart from the view position.
 
     Raises:
         BadInputError: No row is left.
     """
     if views == "both":
         return rows
-    is_lateral: Column = pc.is_in(rows["view_position"], value_set=pa.array(["lateral"]))
+    if is_lateral is None:
+        is_lateral = pc.is_in(rows["view_position"], value_set=pa.array(["lateral"]))
     is_read: Column = is_lateral if views == "lateral" else pc.invert(is_lateral)
     selected = rows.filter(is_read)
     if not selected.num_rows:

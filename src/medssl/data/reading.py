@@ -225,6 +225,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def unknown_attributes(num_rows: int) -> dict[str, Column]:
+    """The columns of schema INDEX that describe the person and the image, of a source that says nothing of them."""
+    names = ("view_position", "sex", "age_years", "skin_type", "site")
+    return {name: pa.nulls(num_rows, schema.INDEX.columns.field(name).type) for name in names}
+
+
 def age_years(text: str) -> float | None:
     """The age in a cell; None where it is blank.
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from medssl import schema
 from medssl.config import SplitConfig
-from medssl.data.balance import Composition, attributes, mean_age_years
+from medssl.data.balance import PARTS, Composition, attributes, mean_age_years, part_of
 
-*SPLIT_AT_RANDOM, OFFICIAL_VALID, UNUSED, UNLABELLED = schema.SPLITS
 # Only train patients have label fractions; these are reported, whatever the study uses.
 REPORTED_FRACTIONS = tuple(tenths / 10 for tenths in range(1, 11))
 
@@ -43,14 +42,14 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
     joined: Any = index.select(list(columns)).join(present.select([unit, "split"]), keys=unit, join_type="left outer")
     num_splits = joined.group_by("patient_id").aggregate([("split", "count_distinct")])["split_count_distinct"]
     patients = Counter(joined.group_by(["patient_id", "split"]).aggregate([])["split"].to_pylist())
-    at: Column = pc.index_in(index[unit], value_set=present[unit].combine_chunks())
-    split = np.array(present["split"].take(at).to_pylist(), dtype=object)
-    is_unlabelled = np.array([source == UNLABELLED for source in index["source_split"].to_pylist()], dtype=bool)
+    split = np.array(schema.split_of_images(index, present).to_pylist(), dtype=object)
+    is_unlabelled = np.array(index["source_split"].to_pylist(), dtype=object) == schema.UNLABELLED
     images = Counter(split[~is_unlabelled].tolist())
-    num_own = sum(images[name] for name in (*SPLIT_AT_RANDOM, UNUSED))
-    in_evaluation = np.isin(split.astype(str), ["validation", "test", OFFICIAL_VALID])
+    num_own = sum(images[name] for name in PARTS)
+    in_evaluation = np.isin(split.astype(str), ["validation", "test", schema.OFFICIAL_VALID])
     return {
-        "images": {name: images[name] for name in schema.SPLITS} | {UNLABELLED: int((split == UNLABELLED).sum())},
+        "images": {name: images[name] for name in schema.SPLITS}
+        | {schema.UNLABELLED: int((split == schema.UNLABELLED).sum())},
         "unlabelled_images_in_train": int((is_unlabelled & (split == "train")).sum()),
         "patients": {name: patients[name] for name in schema.SPLITS},
         "requested_images": {s: int(n) if config.exact else round(n * num_own, 6) for s, n in config.sizes.items()},
@@ -71,7 +70,7 @@ def _fractions(index: pa.Table, splits: pa.Table, unit: str, num_draws: int) -> 
     num_images = counted["count_all"].take(position).to_numpy()
     rows = []
     for draw in range(num_draws):
-        ranks = ranks_of_draw(train, draw)
+        ranks = schema.ranks_of_draw(train, draw)
         for fraction in REPORTED_FRACTIONS:
             is_in = ranks < fraction
             rows.append(
@@ -90,45 +89,28 @@ def _balance(index: pa.Table, split: NDArray[Any]) -> dict[str, Any]:
 
     Shares are of the images of which the attribute is known; of a finding, of those that it was assessed in.
     """
-    parts = (*SPLIT_AT_RANDOM, UNUSED)
-    part_of_image = np.array([parts.index(name) if name in parts else len(parts) for name in split.tolist()])
-    by_part = Composition.count(attributes(index), part_of_image, len(parts))
-    overall = by_part.merged(np.zeros(len(parts), dtype=np.int64), 1)
-    rows = np.vstack([overall.shares(), by_part.shares()[: len(SPLIT_AT_RANDOM)]])
+    part_of_image = part_of(split)
+    by_part = Composition.count(attributes(index), part_of_image, len(PARTS))
+    overall, deviations = by_part.against_whole()
+    names = PARTS[:-1]
+    rows = np.vstack([overall.shares(), by_part.shares()[: len(names)]])
     shares = {
-        name: {part: _rounded(share) for part, share in zip(("overall", *SPLIT_AT_RANDOM), rows[:, v], strict=True)}
+        name: {part: _rounded(share) for part, share in zip(("overall", *names), rows[:, v], strict=True)}
         for v, name in enumerate(overall.names)
     }
-    deviations = by_part.deviations(overall)[: len(SPLIT_AT_RANDOM)]
     largest = None
     if deviations.size:
         at, v = np.unravel_index(np.argmax(deviations), deviations.shape)
         largest = {
             "absolute": round(float(deviations[at, v]), 6),
             "of": overall.names[int(v)],
-            "split": SPLIT_AT_RANDOM[int(at)],
+            "split": names[int(at)],
         }
     ages_years = index["age_years"].to_numpy().astype(np.float64)
-    ages = {name: mean_age_years(ages_years[part_of_image == i]) for i, name in enumerate(SPLIT_AT_RANDOM)}
-    ages["overall"] = mean_age_years(ages_years[part_of_image < len(parts)])
+    ages = {name: mean_age_years(ages_years[part_of_image == i]) for i, name in enumerate(names)}
+    ages["overall"] = mean_age_years(ages_years[part_of_image < len(PARTS)])
     return {"shares": shares, "mean_age_years": ages, "largest_deviation": largest}
 
 
 def _rounded(share: float) -> float | None:
     return None if math.isnan(share) else round(float(share), 6)
-
-
-def ranks_of_draw(splits: pa.Table, draw: int) -> NDArray[np.float64]:
-    """The label ranks of one draw, one a row of `splits`.
-
-    Raises:
-        ValueError: There is no such draw.
-    """
-    if not splits.num_rows:
-        return np.empty(0)
-    lists: Column = splits["label_ranks"].combine_chunks()
-    ranks: NDArray[np.float64] = lists.flatten().to_numpy().reshape(splits.num_rows, -1)
-    num_draws = ranks.shape[1]
-    if not 0 <= draw < num_draws:
-        raise ValueError(f"draw {draw}: the splits have {num_draws} draws, numbered from 0")
-    return ranks[:, draw]

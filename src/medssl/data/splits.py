@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from medssl import schema
 from medssl.config import PAPER_LITERAL_TRAIN, SplitConfig
-from medssl.data.balance import Composition, attributes
+from medssl.data.balance import PARTS, Composition, attributes, part_of
 from medssl.data.packing import first_fit, missing, nearest_sums, pack
-from medssl.data.split_summary import UNUSED, ranks_of_draw, summarize
+from medssl.data.split_summary import summarize
 from medssl.data.units import (
     UNIT_COLUMNS,
     Names,
@@ -29,6 +29,7 @@ from medssl.data.units import (
     groups_of,
     keep,
     num_grouped_patients,
+    num_torn_groups,
     read_units,
     with_kept_rows,
 )
@@ -100,16 +101,9 @@ def assign(
         "kept_from_previous": 0 if previous is None else previous.num_rows,
         "patients_in_groups_of_shared_pictures": num_grouped_patients(units, group_of_unit),
         # Earlier splits stay as they are, even where a picture is now known to lie in two of them.
-        "shared_pictures_in_two_splits": int(
-            sum(len(set(units.names[group_of_unit == group])) > 1 for group in _shared(group_of_unit))
-        ),
+        "shared_pictures_in_two_splits": num_torn_groups(units, group_of_unit),
     }
     return Assignment(splits, summary)
-
-
-def _shared(group_of_unit: Ints) -> list[int]:
-    numbers, counts = np.unique(group_of_unit, return_counts=True)
-    return [int(number) for number in numbers[counts > 1]]
 
 
 def shares(index: pa.Table, splits: pa.Table) -> dict[str, float]:
@@ -122,9 +116,7 @@ def shares(index: pa.Table, splits: pa.Table) -> dict[str, float]:
     Raises:
         BadInputError: One of the three has no image.
     """
-    unit = schema.split_unit(splits)
-    at: Column = pc.index_in(index[unit], value_set=splits[unit].combine_chunks())
-    of_image = splits["split"].take(at).to_pylist()
+    of_image = schema.split_of_images(index, splits).to_pylist()
     images = {split: of_image.count(split) for split in FILL_ORDER}
     if not all(images.values()):
         raise BadInputError(
@@ -158,7 +150,7 @@ def select_fraction(splits: pa.Table, *, fraction: float, draw: int) -> set[str]
     if not 0 < fraction <= 1:
         raise ValueError(f"label fraction {fraction}: expected a number above 0 and at most 1")
     train = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
-    is_in = pa.array(ranks_of_draw(train, draw) < fraction)
+    is_in = pa.array(schema.ranks_of_draw(train, draw) < fraction)
     chosen: Column = train["patient_id"].filter(is_in)
     return set(chosen.to_pylist())
 
@@ -179,10 +171,12 @@ def _place_all(index: pa.Table, units: Units, group_of_unit: Ints, config: Split
     groups, code = np.unique(group_of_unit[is_free], return_inverse=True)
     sizes = np.bincount(code, weights=units.num_images[is_free], minlength=groups.size).astype(np.int64)
     ids = units.ids[groups]
-    held = {split: int(units.num_images[units.names == split].sum()) for split in (*FILL_ORDER, UNUSED)}
+    held = {split: int(units.num_images[units.names == split].sum()) for split in PARTS}
     if not groups.size and any(held.values()):
         return []
-    composition = _composition(index, units) if config.balance_seeds > 1 else None
+    composition = None
+    if config.balance_seeds > 1:
+        composition = Composition.count(attributes(index), units.of_image, units.ids.size)
     tried: list[dict[str, Any]] = []
     best: Names | None = None
     for seed in range(config.seed, config.seed + config.balance_seeds):
@@ -200,17 +194,10 @@ def _place_all(index: pa.Table, units: Units, group_of_unit: Ints, config: Split
     return tried
 
 
-def _composition(index: pa.Table, units: Units) -> Composition:
-    return Composition.count(attributes(index), units.of_image, units.ids.size)
-
-
 def _largest_deviation(composition: Composition, names: Names) -> float:
     """The largest absolute deviation of a split's share from that of all patients who are split."""
-    parts = (*FILL_ORDER, UNUSED)
-    part = np.array([parts.index(name) if name in parts else len(parts) for name in names.tolist()])
-    splits = composition.merged(part, len(parts))
-    overall = splits.merged(np.zeros(len(parts), dtype=np.int64), 1)
-    return round(float(splits.deviations(overall)[: len(FILL_ORDER)].max(initial=0.0)), 6)
+    _, deviations = composition.merged(part_of(names), len(PARTS)).against_whole()
+    return round(float(deviations.max(initial=0.0)), 6)
 
 
 def _place(sizes: Ints, config: SplitConfig, held: dict[str, int]) -> Names:
@@ -224,7 +211,7 @@ def _place(sizes: Ints, config: SplitConfig, held: dict[str, int]) -> Names:
     if groups is None:
         groups = first_fit(sizes, targets, overshoot=True)
         groups[groups == len(FILL_ORDER)] = FILL_ORDER.index("train")
-    names = np.array([*FILL_ORDER, UNUSED], dtype=object)[groups]
+    names = np.array([*FILL_ORDER, schema.UNUSED], dtype=object)[groups]
     for split in FILL_ORDER:
         if split not in names and not held[split]:
             raise BadInputError(
@@ -248,7 +235,7 @@ def _place_literally(sizes: Ints, config: SplitConfig, held: dict[str, int]) -> 
             f"impossible split: no patients of the training split have {PAPER_LITERAL_TRAIN} images together; "
             "splits.mode paper_literal is for CheXpert's own table"
         )
-    names[in_train[kept == 1]] = UNUSED
+    names[in_train[kept == 1]] = schema.UNUSED
     return names
 
 

@@ -1,5 +1,6 @@
 """What stays whole when a set is split: patients, or studies or images, alone or tied together by a shared picture."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from medssl.exit_codes import BadInputError
 
 UNIT_COLUMNS = {"patient": "patient_id", "study": "case_id", "image": "image_id"}
 # Who shares a picture follows the one whose place is decided; evaluation goes before training.
-PRECEDENCE = ("official_valid", "test", "validation", "train", "unused")
+PRECEDENCE = (schema.OFFICIAL_VALID, "test", "validation", "train", schema.UNUSED)
 
 Column = Any  # a pyarrow array; the published stubs cannot say of what
 Ints = NDArray[np.int64]
@@ -58,9 +59,9 @@ def read_units(index: pa.Table, column: str) -> Units:
     code = np.empty(order.size, dtype=np.int64)
     code[order] = np.arange(order.size)
     of_image = code[encoded.indices.to_numpy()]
-    source = index["source_split"].to_pylist()
-    is_official = np.array([split == "official_valid" for split in source], dtype=bool)
-    is_own = np.array([split not in ("official_valid", "unlabelled") for split in source], dtype=bool)
+    source = np.array(index["source_split"].to_pylist(), dtype=object)
+    is_official, is_unlabelled = source == schema.OFFICIAL_VALID, source == schema.UNLABELLED
+    is_own = ~is_official & ~is_unlabelled
     num_images, num_official = (np.bincount(of_image[flag], minlength=order.size) for flag in (is_own, is_official))
     if in_two := int(((num_images > 0) & (num_official > 0)).sum()):
         raise BadInputError(
@@ -68,7 +69,8 @@ def read_units(index: pa.Table, column: str) -> Units:
         )
     first = np.empty(order.size, dtype=np.int64)
     first[of_image[::-1]] = np.arange(of_image.size)[::-1]
-    decided = np.where(num_official > 0, "official_valid", np.where(num_images > 0, "", "unlabelled")).astype(object)
+    unofficial = np.where(num_images > 0, "", schema.UNLABELLED)
+    decided = np.where(num_official > 0, schema.OFFICIAL_VALID, unofficial).astype(object)
     of_unit: Column = index["patient_id"].take(pa.array(first.tolist(), pa.int64()))
     patients = np.array(of_unit.to_pylist(), dtype=object)
     return Units(column, names[order], patients, num_images.astype(np.int64), of_image, decided)
@@ -89,7 +91,7 @@ def keep(units: Units, previous: pa.Table, config: SplitConfig) -> None:
         (num_draws != config.draws, f"the previous splits have {num_draws} draws, these shall have {config.draws}"),
         (not known, "none of the previous splits' patients is in the index; was it made with another key or name?"),
         (
-            any(units.names[i] == "official_valid" != split for i, split in known),
+            any(units.names[i] == schema.OFFICIAL_VALID != split for i, split in known),
             "a patient has moved between the source's training and official validation tables since the previous "
             "splits; start anew without extending",
         ),
@@ -98,7 +100,7 @@ def keep(units: Units, previous: pa.Table, config: SplitConfig) -> None:
         raise BadInputError(complaint)
     for i, split in known:
         # Who had unlabelled images only and now has labelled ones is new to the splits.
-        if split != "unlabelled":
+        if split != schema.UNLABELLED:
             units.names[i] = split
 
 
@@ -167,7 +169,7 @@ def follow(names: Names, group_of_unit: Ints) -> None:
     for group, name in zip(group_of_unit.tolist(), names.tolist(), strict=True):
         if name in rank and rank[name] < rank.get(decided.get(group, ""), len(rank)):
             decided[group] = name
-    for i in np.flatnonzero((names == "") | (names == "unlabelled")):
+    for i in np.flatnonzero((names == "") | (names == schema.UNLABELLED)):
         names[i] = decided.get(int(group_of_unit[i]), names[i])
 
 
@@ -177,7 +179,7 @@ def follow_owner(units: Units) -> None:
     for patient, name in zip(units.patient_ids.tolist(), units.names.tolist(), strict=True):
         if name in PRECEDENCE[:3]:
             evaluated[patient] = name
-    for i in np.flatnonzero(units.names == "unlabelled"):
+    for i in np.flatnonzero(units.names == schema.UNLABELLED):
         units.names[i] = evaluated.get(units.patient_ids[i], units.names[i])
 
 
@@ -185,3 +187,9 @@ def num_grouped_patients(units: Units, group_of_unit: Ints) -> int:
     """Patients who share a picture with another one."""
     members = np.bincount(group_of_unit, minlength=units.ids.size)
     return len(set(units.patient_ids[members[group_of_unit] > 1]))
+
+
+def num_torn_groups(units: Units, group_of_unit: Ints) -> int:
+    """Groups that share a picture and yet lie in two splits."""
+    places = Counter(group for group, _ in set(zip(group_of_unit.tolist(), units.names.tolist(), strict=True)))
+    return sum(count > 1 for count in places.values())

@@ -209,18 +209,21 @@ def index_table(config: DataConfig, *, root: Path, out_path: Path, with_files: b
     out_path.parent.mkdir(parents=True, exist_ok=True)
     schema.write(read.index, schema.INDEX, out_path, metadata={**read.metadata, "key_id": key.key_id})
     if with_files:
-        sources_path = out_path.with_name(f"{out_path.stem}.{layout.SOURCES}")
-        schema.write(read.sources, schema.SOURCES, sources_path, mode=0o600)
+        schema.write(read.sources, schema.SOURCES, _beside(out_path, layout.SOURCES), mode=0o600)
         if config.find_duplicates:
             shared, read.summary["duplicates"] = shared_pictures(read, root)
-            schema.write(shared, schema.DUPLICATES, out_path.with_name(f"{out_path.stem}.{layout.DUPLICATES}"))
+            schema.write(shared, schema.DUPLICATES, _beside(out_path, layout.DUPLICATES))
     return read.summary
 
 
 def pairs_beside(index_path: Path) -> Path | None:
     """The pairs of images that `index_table` found for an index; None where it did not look for any."""
-    path = index_path.with_name(f"{index_path.stem}.{layout.DUPLICATES}")
+    path = _beside(index_path, layout.DUPLICATES)
     return path if path.is_file() else None
+
+
+def _beside(index_path: Path, name: str) -> Path:
+    return index_path.with_name(f"{index_path.stem}.{name}")
 
 
 def split_table(
@@ -290,7 +293,7 @@ def write_shards(
     ) as step:
         if step.made is None:
             table_path = index.folder / layout.INDEX
-            digest = schema.metadata_of(schema.read(table_path, schema.INDEX, columns=[]))["sources"]
+            digest = _sources_digest(table_path)
             try:
                 private = store.open(store.uri("private", digest), kind="private")
             except StoreError:
@@ -316,12 +319,17 @@ def write_shards(
 
 def _has_sources(store: Store, index_uri: str) -> bool:
     """Whether the private table that belongs to an index is still there and whole."""
-    table = schema.read(store.open(index_uri, kind="index").folder / layout.INDEX, schema.INDEX)
+    digest = _sources_digest(store.open(index_uri, kind="index").folder / layout.INDEX)
     try:
-        store.open(store.uri("private", schema.metadata_of(table)["sources"]), kind="private")
+        store.open(store.uri("private", digest), kind="private")
     except StoreError:
         return False
     return True
+
+
+def _sources_digest(index_path: Path) -> str:
+    """Which private table belongs to an index."""
+    return schema.metadata_of(schema.read(index_path, schema.INDEX, columns=[]))["sources"]
 
 
 def load_key(config: DataConfig, *, expected: str | None = None, create: bool = False) -> PatientKey:

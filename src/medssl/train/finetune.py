@@ -192,7 +192,7 @@ class _Finetuning:
         self.targets_MK = torch.from_numpy(cohorts.train.labelled.targets_MK)
         self.mask_MK = torch.from_numpy(cohorts.train.labelled.mask_MK)
         self.augmentation = _augmentation(job.settings)
-        self.model = classifier(job, len(cohorts.classes), self.seed)
+        self.model = _classifier(job, len(cohorts.classes), self.seed)
         self.wrapped = ranks.wrap(self.model)
         self.optimizer = sgd_nesterov(
             self.model, lr=item.learning_rate, weight_decay=item.weight_decay, momentum=job.settings.momentum
@@ -333,7 +333,7 @@ class _Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
+def _classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
     """The network that an item starts from."""
     torch.manual_seed(seed)
     encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)

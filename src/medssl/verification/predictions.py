@@ -8,13 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medssl import layout
-from medssl.verification import splits as split_checks
+from medssl import layout, schema
 from medssl.verification import tables
 from medssl.verification.finding import Finding, examples
 
 # Splits whose labels or images a model may have learned from.
-_LEARNED_FROM = ("train", "unlabelled")
+_LEARNED_FROM = ("train", schema.UNLABELLED)
 _CELL = ("arm_id", "label_fraction", "draw", "repeat")
 _UNIT_COLUMNS = {"image": "image_id", "case": "case_id"}
 Ints = NDArray[np.int64]
@@ -42,7 +41,7 @@ def check(predictions: pa.Table, *, where: str, models: set[str]) -> Iterator[Fi
 
 def check_splits(predictions: pa.Table, index: pa.Table, splits: pa.Table, *, where: str) -> Iterator[Finding]:
     """Check that every unit that stands in `index` is predicted under the split that it belongs to."""
-    of_image = split_checks.of_images(index, splits).to_pylist()
+    of_image = schema.split_of_images(index, splits).to_pylist()
     units: Any = predictions.group_by(["unit_kind", "unit_id", "split"]).aggregate([])
     for kind, column in _UNIT_COLUMNS.items():
         of_kind = units.filter(pc.equal(units["unit_kind"], pa.scalar(kind))).to_pylist()

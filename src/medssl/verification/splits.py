@@ -14,22 +14,13 @@ from medssl import layout, schema
 from medssl.verification.finding import Finding, examples
 from medssl.verification.tables import counts
 
-OFFICIAL_VALID = "official_valid"
-
-
-def of_images(index: pa.Table, splits: pa.Table) -> Any:
-    """The split of each row of the index, null where it has none."""
-    unit = schema.split_unit(splits)
-    at: Any = pc.index_in(index[unit], value_set=splits[unit].combine_chunks())
-    return splits["split"].take(at)
-
 
 def check(splits: pa.Table, index: pa.Table, *, where: str, summary_path: Path) -> Iterator[Finding]:
     """Check one table of splits against the index it was made for and against its own summary."""
     unit = schema.split_unit(splits)
     if unknown := sorted(set(counts(splits["split"])) - set(schema.SPLITS)):
         yield Finding(where, f"unknown splits {unknown[:5]}; expected some of {', '.join(schema.SPLITS)}")
-    of_image = of_images(index, splits)
+    of_image = schema.split_of_images(index, splits)
     missing: Any = index[unit].filter(pc.is_null(of_image)).unique()
     if len(missing):
         what = f"of the index are in no split, among them {examples(missing.to_pylist())}"
@@ -41,8 +32,8 @@ def check(splits: pa.Table, index: pa.Table, *, where: str, summary_path: Path) 
     elif in_two:
         what = f"{len(in_two)} patients are in more than one split, as the study asks: whole are"
         yield Finding(where, f"{what} {unit.removesuffix('_id')}s only", is_note=True)
-    official = index.filter(pc.equal(index["source_split"], pa.scalar(OFFICIAL_VALID)))
-    if moved := official.num_rows - counts(of_images(official, splits)).get(OFFICIAL_VALID, 0):
+    official = index.filter(pc.equal(index["source_split"], pa.scalar(schema.OFFICIAL_VALID)))
+    if moved := official.num_rows - counts(schema.split_of_images(official, splits)).get(schema.OFFICIAL_VALID, 0):
         yield Finding(where, f"{moved} images of the source's official validation are in another split")
     yield from _ranks(splits, where)
     try:
@@ -72,7 +63,9 @@ def _ranks(splits: pa.Table, where: str) -> Iterator[Finding]:
 def _sizes(
     index: pa.Table, splits: pa.Table, of_image: Any, num_in_two: int, summary: Mapping[str, Any], where: str
 ) -> Iterator[Finding]:
-    images = counts(of_image.drop_null())
+    is_labelled = pc.not_equal(index["source_split"], pa.scalar(schema.UNLABELLED))
+    images = counts(of_image.filter(is_labelled).drop_null())
+    images[schema.UNLABELLED] = counts(of_image.drop_null()).get(schema.UNLABELLED, 0)
     joined: Any = index.select(["patient_id"]).append_column("split", of_image).drop_null()
     patients = counts(joined.group_by(["patient_id", "split"]).aggregate([])["split"])
     for what, recounted in (("images", images), ("patients", patients)):
@@ -82,7 +75,9 @@ def _sizes(
     if (stated := summary["patients_in_two_splits"]) != num_in_two:
         yield Finding(where, f"{num_in_two} patients are in more than one split; {layout.SUMMARY} states {stated}")
     rows = summary["label_fractions"]
-    recount = _fractions(index, splits, [(int(row["draw"]), float(row["label_fraction"])) for row in rows])
+    recount = _fractions(
+        index.filter(is_labelled), splits, [(int(row["draw"]), float(row["label_fraction"])) for row in rows]
+    )
     wrong = [row for row, number in zip(rows, recount, strict=True) if number != (row["patients"], row["images"])]
     if wrong:
         at = f"fraction {wrong[0]['label_fraction']:g}, draw {wrong[0]['draw']}"
@@ -111,7 +106,7 @@ def _fractions(index: pa.Table, splits: pa.Table, wanted: list[tuple[int, float]
 
 def check_shared_pictures(pairs: pa.Table, index: pa.Table, splits: pa.Table, *, where: str) -> Iterator[Finding]:
     """Check that no picture is in two splits under two names."""
-    of_image: Any = of_images(index, splits).combine_chunks()
+    of_image: Any = schema.split_of_images(index, splits).combine_chunks()
     sides = [pc.index_in(pairs[side], value_set=index["image_id"].combine_chunks()) for side in ("image_a", "image_b")]
     if unknown := sum(int(side.null_count) for side in sides):
         yield Finding(where, f"{layout.DUPLICATES}: {unknown} images of pairs are not in the index")
