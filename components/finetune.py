@@ -34,6 +34,7 @@ def finetune(
         draws=draws,
         selection_uri=selection.uri,
         catalog_uri=catalog.uri if catalog else None,
+        imported=batch["imported"],
         code_version=code_version,
     )
     models.uri, models.metadata = made.uri, made.metadata

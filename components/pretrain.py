@@ -14,6 +14,7 @@ def pretrain(
     config: dict,  # type: ignore[type-arg]
     code_version: str,
     catalog: dsl.Input[dsl.Artifact] = None,  # absent on the first level
+    datasets: dsl.Input[dsl.Artifact] = None,  # absent where all runs see the study's own set
 ) -> None:
     """Train one encoder without labels."""
     from medssl.config import EncoderConfig, PretrainRun
@@ -27,6 +28,8 @@ def pretrain(
         EncoderConfig.model_validate(config["encoder"]),
         train.Data(store, index_uri=index.uri, splits_uri=splits.uri, shards_uri=shards.uri),
         catalog_uri=catalog.uri if catalog else None,
+        datasets_uri=datasets.uri if datasets else None,
+        imported=config["imported"],
         code_version=code_version,
     )
     checkpoint.uri, checkpoint.metadata = made.uri, made.metadata

@@ -30,6 +30,7 @@ def search_hyperparameters(
         EncoderConfig.model_validate(batch["encoder"]),
         train.Data(store, index_uri=index.uri, splits_uri=splits.uri, shards_uri=shards.uri),
         catalog_uri=catalog.uri if catalog else None,
+        imported=batch["imported"],
         code_version=code_version,
     )
     scores.uri, scores.metadata = made.uri, made.metadata

@@ -11,7 +11,8 @@ from medssl import tracking
 from medssl.config import load_study
 from medssl.exit_codes import BAD_INPUT, FAILURE, OK, TERMINATED, BadInputError, TerminatedError
 from medssl.progress import counted
-from pipelines import local
+from medssl.store import Store
+from pipelines import availability, local
 from pipelines.plan import make_plan
 
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     compiled.set_defaults(command=_compile)
     plan = commands.add_parser("plan", help="print the tasks of a study, finished or not")
     _study_arguments(plan)
+    plan.add_argument("--store", help="where imported weights are looked for (default: that of the study's run)")
     plan.set_defaults(command=_plan)
     ui = commands.add_parser("ui", help="open MLflow on the runs in a folder")
     ui.add_argument("out", type=Path, help="folder of the results")
@@ -84,6 +86,10 @@ def _compile(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     study = load_study(options.study, options.overrides)
+    store = Store(options.store or str(Path("runs") / study.name / "store"))
+    study = availability.without(study, availability.absent(study, store))
+    for arm, reason in study.not_run.items():
+        sys.stdout.write(f"not run: {arm}, which {reason}\n")
     plan = make_plan(study)
     for number, task in enumerate(plan.tasks, start=1):
         sys.stdout.write(f"{number:3d}  {task}\n")

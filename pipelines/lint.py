@@ -14,7 +14,7 @@ from medssl.config import MAX_LOOP_ITEMS
 
 MAX_PARAMETER_BYTES = 100_000  # kfp.local hands a task all its parameters in one argument; Linux refuses 131 kB
 MAX_SOURCE_LINES = 60
-NEVER_CACHED = ("fingerprint", "prepare-external", "promote")  # what they look at changes without any input changing
+NEVER_CACHED = ("fingerprint", "prepare-dataset", "promote")  # what they look at changes without any input changing
 
 _PIP_INSTALL = re.compile(r"\bpip3?\b.*\binstall\b")
 _PLACEHOLDER_INPUT = re.compile(r"\{\{\$\.inputs\.parameters\[['\"]([^'\"]+)['\"]\]\}\}")

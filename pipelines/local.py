@@ -32,7 +32,7 @@ from medssl.progress import MARK, TASK_MARK, counted, duration
 from medssl.stages.data import BEAM_OPTIONS_VARIABLE
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
-from pipelines import preflight
+from pipelines import availability, preflight
 from pipelines.plan import make_plan
 from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
 from pipelines.publish import Finished, publish, results
@@ -69,9 +69,13 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         raise BadInputError(f"the folder of the results cannot be made: {error.strerror}; give another --out") from None
     with sigterm_as_exception(), only_run_in(out_dir):
         os.environ.update(_environment(study, out_dir))
+        store = Store.from_environment()
         study = _with_resolved_roots(study)
+        study = availability.without(study, availability.absent(study, store))
+        for arm, reason in study.not_run.items():
+            _tell(f"not run: {arm}, which {reason}")
         root = _data_root(study, out_dir)
-        key_id = preflight.check(study, root, Store.from_environment())
+        key_id = preflight.check(study, root, store)
         plan = make_plan(study)
         _tell(
             f"study {study.name}: {counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train; "
@@ -166,11 +170,12 @@ def _tracking_uri(out_dir: Path) -> str:
 
 
 def _with_resolved_roots(study: Study) -> Study:
-    """The study with the folders of its external sets as absolute paths: tasks run in another folder than this."""
-    external = tuple(
-        one.model_copy(update={"root": str(Path(str(one.root)).expanduser().resolve())}) for one in study.external
-    )
-    return study.model_copy(update={"external": external})
+    """The study with the folders of its further sets as absolute paths: tasks run in another folder than this."""
+    resolved = {
+        key: tuple(one.model_copy(update={"root": str(Path(str(one.root)).expanduser().resolve())}) for one in sets)
+        for key, sets in (("external", study.external), ("pretraining_data", study.pretraining_data))
+    }
+    return study.model_copy(update=resolved)
 
 
 def _data_root(study: Study, out_dir: Path) -> Path:

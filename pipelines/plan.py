@@ -17,7 +17,7 @@ STAGES: Mapping[str, str] = {
     "ingest": "medssl.stages.data",
     "assign_splits": "medssl.stages.data",
     "write_shards": "medssl.stages.data",
-    "prepare_external": "medssl.stages.data",
+    "prepare_dataset": "medssl.stages.data",
     "pretrain": "medssl.stages.train",
     "collect": "medssl.stages.train",
     "search_hyperparameters": "medssl.stages.train",
@@ -37,16 +37,17 @@ class Plan:
     """Everything that the pipeline of one study is compiled from.
 
     Attributes:
-        simclr: Items of the first pretraining level.
-        micle: Items of the second, each of which starts from random weights or one of the first.
+        pretraining_sets: Data sets, beside the study's own, that pretraining runs see.
+        levels: Items of each pretraining level; a run starts from random or imported weights or a run of a level
+            before its own.
         external: Data sets that finished models are evaluated on.
         arms: Items of search, fine-tuning and prediction.
         sections: By stage, the settings that every task of it gets.
         code_versions: By stage.
     """
 
-    simclr: tuple[Item, ...]
-    micle: tuple[Item, ...]
+    pretraining_sets: tuple[Item, ...]
+    levels: tuple[tuple[Item, ...], ...]
     external: tuple[Item, ...]
     arms: tuple[Item, ...]
     sections: Mapping[str, Item]
@@ -57,15 +58,15 @@ class Plan:
         """Stage and item of every task of a whole run, level by level."""
         arms = [str(item["arm"]["name"]) for item in self.arms]
         listed = ["fingerprint", "ingest", "assign_splits", "write_shards"]
-        for level in filter(None, (self.simclr, self.micle)):
+        if self.pretraining_sets:
+            listed += [f"prepare_dataset {item['name']}" for item in self.pretraining_sets] + ["collect datasets"]
+        for number, level in enumerate(self.levels, start=1):
             listed += [f"pretrain {item['run']['name']}" for item in level]
-            listed.append(
-                "collect checkpoints level 2" if level is self.micle and self.simclr else "collect checkpoints"
-            )
+            listed.append("collect checkpoints" + (f" level {number}" if number > 1 else ""))
         listed += [f"search_hyperparameters {arm}" for arm in arms] + ["select"]
         listed += [f"finetune {arm}" for arm in arms] + ["collect models"]
         if self.external:
-            listed += [f"prepare_external {item['name']}" for item in self.external] + ["collect datasets"]
+            listed += [f"prepare_dataset {item['name']}" for item in self.external] + ["collect datasets"]
         listed += [f"predict {arm}" for arm in arms]
         return [*listed, "compare", "analyze_subgroups", "write_report"]
 
@@ -77,19 +78,38 @@ class Plan:
     @property
     def num_training_processes(self) -> int:
         """Tasks that train, each in as many processes as the resources say."""
-        return len(self.simclr) + len(self.micle) + 2 * len(self.arms)
+        return sum(map(len, self.levels)) + 2 * len(self.arms)
 
 
 def make_plan(study: Study) -> Plan:
     """The plan of a study; pure but for the source files that the code versions are read from."""
-    levels: dict[str, list[Item]] = {"simclr": [], "micle": []}
     processes = study.resources.processes  # training depends on it: KFP's cache has to see it
-    for run in study.pretraining:
-        item = {"run": run.dump(), "encoder": study.encoders[run.encoder].dump(), "processes": processes}
-        levels[run.method].append(item)
-    arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
+    imported = {one.name: one.checkpoint for one in study.weights}
+    levels = tuple(
+        tuple(
+            {
+                "run": run.dump(),
+                "encoder": study.encoders[run.encoder].dump(),
+                "imported": imported.get(run.init, ""),
+                "processes": processes,
+            }
+            for run in level
+        )
+        for level in study.levels
+    )
+    arms = tuple(
+        {
+            "arm": arm.dump(),
+            "encoder": study.encoders[arm.encoder].dump(),
+            "imported": imported.get(arm.init, ""),
+        }
+        for arm in study.arms
+    )
     training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump(), "processes": processes}
-    external = tuple(one.model_dump(mode="json", exclude={"generate"}) for one in study.external)
+    external, pretraining_sets = (
+        tuple(one.model_dump(mode="json", exclude={"generate"}) for one in sets)
+        for sets in (study.external, study.pretraining_data)
+    )
     # Where the data lies is a parameter of its own, and how a demo was generated changes no stage.
     data: Item = study.data.model_dump(mode="json", exclude={"generate"}) | {"root": ""}
     sections: dict[str, Item] = {
@@ -111,10 +131,15 @@ def make_plan(study: Study) -> Plan:
             "arms": [arm.dump() for arm in study.arms],
             "encoders": {name: encoder.dump() for name, encoder in study.encoders.items()},
             "pretraining": [run.dump() for run in study.pretraining],
+            "weights": [one.dump() for one in study.weights],
         },
         "analyze_subgroups": study.subgroups.dump(),
         "write_report": study.dump()
-        | {"data": data, "external": [one | {"root": ""} for one in external], "resources": {}},
+        | {"data": data, "resources": {}}
+        | {
+            key: [one | {"root": ""} for one in sets]
+            for key, sets in (("external", external), ("pretraining_data", pretraining_sets))
+        },
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
-    return Plan(tuple(levels["simclr"]), tuple(levels["micle"]), external, arms, sections, versions)
+    return Plan(pretraining_sets, levels, external, arms, sections, versions)

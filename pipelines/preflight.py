@@ -1,6 +1,6 @@
 """What can be known to fail before any work is done: read the tables, try the split, count what training will need."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +34,10 @@ def check(study: Study, root: Path, store: Store) -> str:
     classes = labels.classes(index, assigned, study.task)
     for one in study.external:
         _check_external(study, one, key, classes)
-    _check_batches(study, index, assigned)
+    in_pool = pc.is_in(assigned["split"], value_set=pa.array(["train", schema.UNLABELLED]))
+    pools = {"": schema.rows_of(index, assigned.filter(in_pool))}
+    pools |= {one.name: _read("pretraining_data", study, one, key) for one in study.pretraining_data}
+    _check_batches(study, pools)
     train = assigned.filter(pc.equal(assigned["split"], pa.scalar("train")))
     for fraction in study.finetune.label_fractions:
         for draw in range(study.splits.draws):
@@ -47,34 +50,38 @@ def check(study: Study, root: Path, store: Store) -> str:
 
 
 def _check_external(study: Study, one: DataConfig, key: PatientKey, classes: Sequence[str]) -> None:
-    from medssl.data import readers
-
-    if one.key != study.data.key:
-        raise BadInputError(
-            f"external: {one.name}: key is {one.key}, that of the study's own data {study.data.key}; give both the same"
-        )
-    try:
-        read = readers.read(Path(str(one.root)), one, key)
-    except BadInputError as error:
-        raise BadInputError(f"external: {one.name}: {error}") from None
-    if not set(classes) & set(schema.label_columns(read.index)):
+    if not set(classes) & set(schema.label_columns(_read("external", study, one, key))):
         raise BadInputError(
             f"external: {one.name}: it has a label for none of the study's {len(classes)} {study.task.kind}; "
             "choose a set that shares some, or give their names by condition_names"
         )
 
 
-def _check_batches(study: Study, index: pa.Table, assigned: pa.Table) -> None:
-    """Pretraining draws from the images or patients of the training split and of the unlabelled pool."""
-    in_pool = pc.is_in(assigned["split"], value_set=pa.array(["train", schema.UNLABELLED]))
-    pool = schema.rows_of(index, assigned.filter(in_pool))
-    num_units = {"simclr": pool.num_rows, "micle": len(pool["patient_id"].unique())}
+def _read(section: str, study: Study, one: DataConfig, key: PatientKey) -> pa.Table:
+    """The index of a further data set of the study."""
+    from medssl.data import readers
+
+    if one.key != study.data.key:
+        raise BadInputError(
+            f"{section}: {one.name}: key is {one.key}, that of the study's own data {study.data.key}; "
+            "give both the same"
+        )
+    try:
+        return readers.read(Path(str(one.root)), one, key).index
+    except BadInputError as error:
+        raise BadInputError(f"{section}: {one.name}: {error}") from None
+
+
+def _check_batches(study: Study, pools: Mapping[str, pa.Table]) -> None:
+    """Each run draws from the images or patients of its pool: of the set it names, "" for the study's own."""
     for run in study.pretraining:
+        pool, place = pools[run.dataset], run.dataset or "the training split"
+        num_units = pool.num_rows if run.method == "simclr" else len(pool["patient_id"].unique())
         thing = "images" if run.method == "simclr" else "patients"
-        if run.batch_size > num_units[run.method]:
+        if run.batch_size > num_units:
             raise BadInputError(
-                f"pretraining: {run.name}: batch_size is {run.batch_size}, but the training split has "
-                f"{num_units[run.method]} {thing}; lower it to at most that"
+                f"pretraining: {run.name}: batch_size is {run.batch_size}, but {place} has "
+                f"{num_units} {thing}; lower it to at most that"
             )
         if run.batch_size % study.resources.processes:
             raise BadInputError(

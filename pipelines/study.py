@@ -19,15 +19,15 @@ from components.finetune import finetune
 from components.fingerprint import fingerprint
 from components.ingest import ingest
 from components.predict import predict
-from components.prepare_external import prepare_external
+from components.prepare_dataset import prepare_dataset
 from components.pretrain import pretrain
 from components.search_hyperparameters import search_hyperparameters
 from components.select import select
 from components.write_report import write_report
 from components.write_shards import write_shards
-from medssl.stages.data import EXTERNAL_STAGES
+from medssl.stages.data import DATASET_STAGES
 from pipelines import lint
-from pipelines.plan import Plan
+from pipelines.plan import Item, Plan
 
 PIPELINE_NAME = "medssl"
 TRAINING_PARALLELISM = 1  # pretraining runs at a time on one machine: each uses all of it
@@ -58,8 +58,10 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
     def study_pipeline(
         root: str,
         key_id: str,
-        simclr_runs: list = list(plan.simclr),  # type: ignore[type-arg]  # noqa: B006  # KFP reads the default
-        micle_runs: list = list(plan.micle),  # type: ignore[type-arg]  # noqa: B006
+        pretraining_sets: list = list(plan.pretraining_sets),  # type: ignore[type-arg]  # noqa: B006  # KFP reads it
+        level_1_runs: list = _level(plan, 1),  # type: ignore[type-arg]  # noqa: B008
+        level_2_runs: list = _level(plan, 2),  # type: ignore[type-arg]  # noqa: B008
+        level_3_runs: list = _level(plan, 3),  # type: ignore[type-arg]  # noqa: B008
         external_sets: list = list(plan.external),  # type: ignore[type-arg]  # noqa: B006
         arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006
     ) -> Outputs:
@@ -83,12 +85,26 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
         )
         data = {"index": index, "splits": split.outputs["splits"], "shards": sharded.outputs["shards"]}
 
+        def datasets(sets: Any) -> Any:
+            """The catalog of further data sets, each prepared in a task of its own."""
+            with dsl.ParallelFor(sets, parallelism=TRAINING_PARALLELISM) as one:
+                prepared = prepare_dataset(
+                    config=one,
+                    shards=sections["write_shards"],
+                    key_id=key_id,
+                    code_versions={stage: versions[stage] for stage in DATASET_STAGES},
+                )
+                prepared.set_caching_options(enable_caching=False)  # it fingerprints
+            listed = collect(
+                items=dsl.Collected(prepared.outputs["dataset"]), kind="dataset", code_version=versions["collect"]
+            )
+            return listed.outputs["catalog"]
+
+        others: dict[str, Any] = {"datasets": datasets(pretraining_sets)} if plan.pretraining_sets else {}
         catalog: dict[str, Any] = {}  # the checkpoints so far, as optional inputs
-        for level, runs in ((plan.simclr, simclr_runs), (plan.micle, micle_runs)):
-            if not level:
-                continue
+        for runs in (level_1_runs, level_2_runs, level_3_runs)[: len(plan.levels)]:
             with dsl.ParallelFor(runs, parallelism=TRAINING_PARALLELISM) as run:
-                trained = pretrain(**data, **catalog, config=run, code_version=versions["pretrain"])
+                trained = pretrain(**data, **others, **catalog, config=run, code_version=versions["pretrain"])
             gathered = collect(
                 items=dsl.Collected(trained.outputs["checkpoint"]),
                 kind="checkpoint",
@@ -120,20 +136,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
                 code_version=versions["finetune"],
             )
         models = collect(items=dsl.Collected(tuned.outputs["models"]), kind="models", code_version=versions["collect"])
-        external: dict[str, Any] = {}
-        if plan.external:
-            with dsl.ParallelFor(external_sets, parallelism=TRAINING_PARALLELISM) as external_set:
-                prepared = prepare_external(
-                    config=external_set,
-                    shards=sections["write_shards"],
-                    key_id=key_id,
-                    code_versions={stage: versions[stage] for stage in EXTERNAL_STAGES},
-                )
-                prepared.set_caching_options(enable_caching=False)  # it fingerprints
-            listed = collect(
-                items=dsl.Collected(prepared.outputs["dataset"]), kind="dataset", code_version=versions["collect"]
-            )
-            external = {"external": listed.outputs["catalog"]}
+        external: dict[str, Any] = {"external": datasets(external_sets)} if plan.external else {}
         with dsl.ParallelFor(arms, parallelism=parallel_tasks) as arm:
             predicted = predict(
                 **data,
@@ -174,6 +177,11 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
         )
 
     return study_pipeline
+
+
+def _level(plan: Plan, number: int) -> list[Item]:
+    """The pretraining runs of a level, counted from 1; none where the study has fewer levels."""
+    return list(plan.levels[number - 1]) if number <= len(plan.levels) else []
 
 
 def compile_pipeline(plan: Plan, path: Path, *, parallel_tasks: int = 1) -> None:

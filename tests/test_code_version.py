@@ -13,7 +13,7 @@ ALL = set(STAGES)
 TRAINING = {"pretrain", "search_hyperparameters", "finetune", "predict"}
 ANALYSIS = {"compare", "analyze_subgroups", "write_report"}
 # An external set goes through these in one stage, which so depends on whatever one of them does.
-OF_EXTERNAL = {"fingerprint", "ingest", "write_shards"}
+OF_DATASET = {"fingerprint", "ingest", "write_shards"}
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def insert_in(path: Path, function: str, statement: str) -> None:
     path.write_text(f"{head}{found}{opening}{quotes}    {statement}\n{rest}")
 
 
-def with_external(stages: set[str]) -> set[str]:
-    return stages | ({"prepare_external"} if stages & OF_EXTERNAL else set())
+def with_dataset(stages: set[str]) -> set[str]:
+    return stages | ({"prepare_dataset"} if stages & OF_DATASET else set())
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_editing_a_module_changes_the_stages_that_use_it_and_no_other(
 ) -> None:
     before = versions()
     append(sources / file)
-    assert changed(before) == with_external(stages)
+    assert changed(before) == with_dataset(stages)
 
 
 @pytest.mark.parametrize("stage", sorted(ALL))
 def test_editing_a_stage_function_changes_that_stage_only(sources: Path, stage: str) -> None:
     before = versions()
     insert_in(sources / f"{STAGES[stage].removeprefix('medssl.').replace('.', '/')}.py", stage, "edited = 1")
-    assert changed(before) == with_external({stage})
+    assert changed(before) == with_dataset({stage})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_an_import_that_only_one_stage_names_is_not_the_others(sources: Path) ->
     path.write_text(path.read_text().replace("import layout, schema\n", "import labels, layout, schema\n", 1))
     assert changed(before) == set()
     insert_in(path, "ingest", "print(labels)")
-    assert changed(before) == with_external({"ingest"})
+    assert changed(before) == with_dataset({"ingest"})
     before = versions()
     append(sources / "labels.py")
     assert "ingest" in changed(before)
@@ -186,7 +186,7 @@ def test_another_version_of_a_library_changes_the_stages_that_use_it(
     installed = code_version._version
     assert importlib.metadata.version(distribution) != "0.0.0"
     monkeypatch.setattr(code_version, "_version", lambda name: "0.0.0" if name == distribution else installed(name))
-    assert changed(before) == with_external(stages)
+    assert changed(before) == with_dataset(stages)
 
 
 def test_a_version_does_not_depend_on_where_the_sources_lie(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

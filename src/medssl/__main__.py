@@ -95,6 +95,10 @@ class Call:
         """The pretraining run that --item names."""
         return _named(self.study.pretraining, self.item)
 
+    def imported(self, init: str) -> str:
+        """Digest of the checkpoint called `init`, where `medssl import-weights` made it, else ""."""
+        return next((one.checkpoint for one in self.study.weights if one.name == init), "")
+
     @property
     def arm(self) -> ArmConfig:
         """The arm that --item names."""
@@ -149,21 +153,27 @@ def _write_shards(call: Call) -> Made:
     )
 
 
-def _prepare_external(call: Call) -> Made:
-    return data.prepare_external(
+def _prepare_dataset(call: Call) -> Made:
+    return data.prepare_dataset(
         call.store,
-        _named(call.study.external, call.item),
+        _named((*call.study.external, *call.study.pretraining_data), call.item),
         call.study.shards,
         key_id=data.load_key(call.study.data, create=True).key_id,
-        code_versions={stage: stage_version(data.__name__, stage) for stage in data.EXTERNAL_STAGES},
+        code_versions={stage: stage_version(data.__name__, stage) for stage in data.DATASET_STAGES},
     )
 
 
 def _pretrain(call: Call) -> Made:
     run, study = call.run, call.study
-    catalog = call.optional_uri("catalog")
     return train.pretrain(
-        call.store, run, study.encoders[run.encoder], call.data, catalog_uri=catalog, code_version=call.code_version
+        call.store,
+        run,
+        study.encoders[run.encoder],
+        call.data,
+        catalog_uri=call.optional_uri("catalog"),
+        datasets_uri=call.optional_uri("datasets"),
+        imported=call.imported(run.init),
+        code_version=call.code_version,
     )
 
 
@@ -184,6 +194,7 @@ def _search_hyperparameters(call: Call) -> Made:
         call.study.finetune,
         *call.of_arm,
         catalog_uri=call.optional_uri("catalog"),
+        imported=call.imported(call.arm.init),
         code_version=call.code_version,
     )
 
@@ -201,6 +212,7 @@ def _finetune(call: Call) -> Made:
         draws=study.splits.draws,
         selection_uri=call.uri("selection"),
         catalog_uri=call.optional_uri("catalog"),
+        imported=call.imported(call.arm.init),
         code_version=call.code_version,
     )
 
@@ -228,6 +240,7 @@ def _compare(call: Call) -> Made:
         arms=study.arms,
         encoders=study.encoders,
         pretraining=study.pretraining,
+        weights=study.weights,
         predictions_uris=call.uris("predictions"),
         code_version=call.code_version,
     )
@@ -256,8 +269,8 @@ STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
     "ingest": ("data", "source", _ingest),
     "assign_splits": ("data", "index", _assign_splits),
     "write_shards": ("data", "source index", _write_shards),
-    "prepare_external": ("data", "", _prepare_external),
-    "pretrain": ("train", "index splits shards catalog?", _pretrain),
+    "prepare_dataset": ("data", "", _prepare_dataset),
+    "pretrain": ("train", "index splits shards catalog? datasets?", _pretrain),
     "collect": ("train", "checkpoint*, models* or dataset*, previous?", _collect),
     "search_hyperparameters": ("train", "index splits shards catalog?", _search_hyperparameters),
     "select": ("train", "scores*", _select),
@@ -288,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--input", action="append", default=[], metavar="ROLE=URI", help=f"roles: {inputs or 'none'}"
         )
-        command.add_argument("--item", help="name of the pretraining run, external set or arm")
+        command.add_argument("--item", help="name of the pretraining run, further data set or arm")
         _add_store(command)
         command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
         if on_tables:

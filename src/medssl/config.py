@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medssl import pretraining_grid
 from medssl.exit_codes import BadInputError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -47,6 +48,7 @@ PAPER_LITERAL_TRAIN = 67_429
 MAX_PIXELS = 100_000_000  # of one image, and the bytes of its file
 MAX_BYTES = 256 * 1024 * 1024
 MAX_TABLE_BYTES = 2**31 - 1  # of a label table, decompressed; one Arrow array of text holds no more
+MAX_PRETRAINING_LEVELS = 3  # SimCLR on natural images, SimCLR on the domain, MICLe (spec 1.1)
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
 
 
@@ -305,13 +307,24 @@ class EncoderConfig(Section):
         return f"ResNet-{self.depth} ({self.width:g}x)"
 
 
+class WeightsConfig(Section):
+    """Weights that were trained elsewhere and brought into the store by `medssl import-weights`."""
+
+    name: Name
+    encoder: Name
+    # Digest that import-weights prints; "": not at hand, so that what starts from them is not run.
+    checkpoint: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+
+
 class PretrainRun(Section):
     """One pretraining run without labels (spec 1.3-1.7)."""
 
     name: Name
     method: Literal["simclr", "micle"]
     encoder: Name
-    init: Name = RANDOM_INITIALIZATION  # or the name of another run
+    init: Name = RANDOM_INITIALIZATION  # or the name of another run, or of imported weights
+    # The set of `pretraining_data` whose images it sees; "": the study's own training split and unlabelled images.
+    dataset: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$")
     num_steps: Positive
     batch_size: int = Field(512, ge=2)
     learning_rate: float = Field(0.3, gt=0)  # the flag of SimCLR's code, scaled by batch_size
@@ -482,8 +495,12 @@ class Study(Section):
     splits: SplitConfig = SplitConfig(mode="paper")
     shards: ShardConfig
     encoders: dict[Name, EncoderConfig]
+    weights: tuple[WeightsConfig, ...] = ()
+    pretraining_data: tuple[DataConfig, ...] = ()  # other sets to pretrain on, such as natural images; all of each
     pretraining: tuple[PretrainRun, ...] = ()
     arms: tuple[ArmConfig, ...]
+    # Arms that were left out because weights or data they need are absent, with the reason; not for study files.
+    not_run: dict[Name, str] = {}
     finetune: FinetuneConfig
     predict: PredictConfig = PredictConfig()
     external: tuple[DataConfig, ...] = ()  # data sets on which the finished models are evaluated unchanged
@@ -491,6 +508,11 @@ class Study(Section):
     subgroups: SubgroupConfig = SubgroupConfig()
     report: ReportConfig
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_grids(cls, values: Any) -> Any:
+        return pretraining_grid.expand(values) if isinstance(values, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -505,35 +527,39 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:
-        runs = _unique("pretraining", [run.name for run in self.pretraining])
+        runs = _unique(
+            "pretraining and weights", [*(run.name for run in self.pretraining), *(one.name for one in self.weights)]
+        )
         arms = _unique("arms", [arm.name for arm in self.arms])
-        encoder_of = {run.name: run.encoder for run in self.pretraining}
+        encoder_of: dict[str, str] = {one.name: one.encoder for one in self.weights}
+        encoder_of |= {run.name: run.encoder for run in self.pretraining}
         if not arms:
             raise ValueError("arms: at least one arm is needed")
         if RANDOM_INITIALIZATION in runs:
             raise ValueError(
-                f'pretraining: the name "{RANDOM_INITIALIZATION}" stands for random weights; choose another'
+                f'pretraining and weights: the name "{RANDOM_INITIALIZATION}" stands for random weights; choose another'
             )
-        for kind, item in [("pretraining", r) for r in self.pretraining] + [("arms", a) for a in self.arms]:
-            if item.encoder not in self.encoders:
-                raise ValueError(f"{kind}: {item.name}: encoder {item.encoder} is not among {sorted(self.encoders)}")
-            if item.init != RANDOM_INITIALIZATION and item.init not in runs:
-                others = sorted(runs - {item.name}) if kind == "pretraining" else sorted(runs)
-                raise ValueError(f"{kind}: {item.name}: init {item.init} is neither random nor among {others}")
-            if item.init in runs and encoder_of[item.init] != item.encoder:
-                raise ValueError(f"{kind}: {item.name} and its init {item.init} have different encoders")
-        method_of = {run.name: run.method for run in self.pretraining}
-        for run in self.pretraining:
-            if run.method == "simclr" and run.init != RANDOM_INITIALIZATION:
-                raise ValueError(f"pretraining: {run.name}: a SimCLR run starts from random weights, found {run.init}")
-            if run.method == "micle" and method_of.get(run.init, "simclr") != "simclr":
-                raise ValueError(f"pretraining: {run.name}: a MICLe run starts from random weights or a SimCLR run")
-        _unique("data.name and external", [self.data.name, *(one.name for one in self.external)])
-        for one in self.external:
-            if one.root is None or one.generate is not None or one.unlabelled:
-                raise ValueError(
-                    f"external: {one.name}: a data set for evaluation has a root, and neither generate nor unlabelled"
-                )
+        listed = [
+            *(("weights", one.name, one.encoder, RANDOM_INITIALIZATION) for one in self.weights),
+            *(("pretraining", run.name, run.encoder, run.init) for run in self.pretraining),
+            *(("arms", arm.name, arm.encoder, arm.init) for arm in self.arms),
+        ]
+        for kind, name, encoder, init in listed:
+            if encoder not in self.encoders:
+                raise ValueError(f"{kind}: {name}: encoder {encoder} is not among {sorted(self.encoders)}")
+            if init != RANDOM_INITIALIZATION and init not in runs:
+                others = sorted(runs - {name}) if kind == "pretraining" else sorted(runs)
+                raise ValueError(f"{kind}: {name}: init {init} is neither random nor among {others}")
+            if init in runs and encoder_of[init] != encoder:
+                raise ValueError(f"{kind}: {name} and its init {init} have different encoders")
+        self._check_pretraining()
+        for key, sets in (("external", self.external), ("pretraining_data", self.pretraining_data)):
+            for one in sets:
+                if one.root is None or one.generate is not None or one.unlabelled:
+                    raise ValueError(
+                        f"{key}: {one.name}: such a data set has a root, and neither generate nor unlabelled"
+                    )
+        _unique("names of data sets", [one.name for one in (self.data, *self.external, *self.pretraining_data)])
         if self.task.kind == "conditions" and self.splits.group_by == "image":
             raise ValueError("splits.group_by: a study of conditions keeps a case whole; choose patient or study")
         own = "case" if self.task.kind == "conditions" else "image"
@@ -550,6 +576,46 @@ class Study(Section):
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")
         return self
 
+    def _check_pretraining(self) -> None:
+        """Runs start from what exists before them, see a set that is there, and MICLe comes last (spec 1.1)."""
+        sets = {one.name for one in self.pretraining_data}
+        method_of = {run.name: run.method for run in self.pretraining}
+        for run in self.pretraining:
+            if run.dataset and run.dataset not in sets:
+                raise ValueError(
+                    f"pretraining: {run.name}: dataset {run.dataset} is not among pretraining_data {sorted(sets)}"
+                )
+            if method_of.get(run.init) == "micle":
+                raise ValueError(
+                    f"pretraining: {run.name}: a run starts from random or imported weights or a SimCLR run; "
+                    f"{run.init} is a MICLe run"
+                )
+        if idle := sorted(sets - {run.dataset for run in self.pretraining}):
+            raise ValueError(f"pretraining_data: no run has {idle} as its dataset; remove them or name them in a run")
+        num_levels = len(self.levels)
+        if num_levels > MAX_PRETRAINING_LEVELS:
+            raise ValueError(
+                f"pretraining: {num_levels} runs start one from another; at most {MAX_PRETRAINING_LEVELS} can"
+            )
+
+    @property
+    def levels(self) -> tuple[tuple[PretrainRun, ...], ...]:
+        """The pretraining runs, those of a level after all that they start from.
+
+        Raises:
+            ValueError: Runs start from one another in a circle.
+        """
+        done: set[str] = {RANDOM_INITIALIZATION, *(one.name for one in self.weights)}
+        left, levels = self.pretraining, []
+        while left:
+            level = tuple(run for run in left if run.init in done)
+            if not level:
+                raise ValueError(f"pretraining: {sorted(run.name for run in left)} start from one another in a circle")
+            levels.append(level)
+            done |= {run.name for run in level}
+            left = tuple(run for run in left if run.name not in done)
+        return tuple(levels)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the study's settings.
@@ -561,14 +627,14 @@ class Study(Section):
     def without_roots(self, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
         """The study as plain JSON types, but the folders of the data sets and the sections named."""
         settings = {key: value for key, value in self.dump().items() if key not in exclude}
-        for data in (settings["data"], *settings["external"]):
+        for data in (settings["data"], *settings["external"], *settings["pretraining_data"]):
             del data["root"]
         return settings
 
     def for_records(self) -> dict[str, Any]:
         """The settings that MLflow may show: without names of folders, files and columns, which can name a person."""
         settings = self.without_roots(exclude=("resources", "report"))
-        for data in (settings["data"], *settings["external"]):
+        for data in (settings["data"], *settings["external"], *settings["pretraining_data"]):
             for key in NAMES_OF_FILES:
                 del data[key]
         return settings

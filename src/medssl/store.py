@@ -35,7 +35,7 @@ MAKER: Mapping[str, str] = MappingProxyType(
         "private": "ingest",
         "splits": "assign_splits",
         "shards": "write_shards",
-        "dataset": "prepare_external",
+        "dataset": "prepare_dataset",
         "checkpoint": "pretrain",
         "catalog": "collect",
         "scores": "finetune (search)",

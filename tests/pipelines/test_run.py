@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -171,12 +172,46 @@ def test_an_external_set_is_evaluated_by_the_finished_models(study: Copy, tmp_pa
     executed = {task for task, is_cached in study.tasks().items() if not is_cached}
     assert executed == {
         "fingerprint", "fingerprint elsewhere", "ingest elsewhere", "write_shards elsewhere",
-        "prepare_external elsewhere", "collect datasets", "predict micle", "predict random", "compare",
+        "prepare_dataset elsewhere", "collect datasets", "predict micle", "predict random", "compare",
         "analyze_subgroups", "write_report",
     }  # fmt: skip
     assert "external (elsewhere)" in printed
     rows = schema.read(study.out / "metrics.parquet", schema.METRICS).to_pylist()
     assert {(row["dataset"], row["split"]) for row in rows} >= {("tiny", "test"), ("elsewhere", "external")}
+
+
+def test_pretraining_on_natural_images_comes_first_and_absent_weights_are_not_replaced_by_random_ones(
+    study: Copy, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        folder = tmp_path / "set" / f"class-{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8)).save(folder / f"{number}.png")
+    common = "method: simclr, encoder: resnet18-eighth, num_steps: 2, batch_size: 16, image_size_px: 32"
+    settings = {
+        "pretraining_data": f"[{{name: natural, dataset: images, root: {tmp_path / 'set'}, key: public}}]",
+        "weights": "[{name: bought, encoder: resnet18-eighth}]",
+        "pretraining": f"[{{name: natural-simclr, dataset: natural, {common}}}, "
+        f"{{name: both, init: natural-simclr, {common}}}]",
+        "arms": "[{name: both, encoder: resnet18-eighth, init: both, method: SimCLR Natural->Phantom}, "
+        "{name: imported, encoder: resnet18-eighth, init: bought, method: Supervised}]",
+        "compare.pairs": "[[both, imported]]",
+    }
+    printed = study.finished(*(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
+    assert "not run: imported, which needs bought: no checkpoint is given" in printed
+    tasks = list(study.tasks())
+    order = ("prepare_dataset natural", "pretrain natural-simclr", "pretrain both", "finetune both")
+    assert [task for task in tasks if task in order] == list(order)
+    assert not any("imported" in task for task in tasks)
+    page = (study.out / "report" / "index.html").read_text()
+    assert "Arms that were not run" in page
+    record = json.loads((study.out / "run.json").read_text())
+    by_task = {task["task"]: task for task in record["tasks"]}
+    assert by_task["pretrain natural-simclr"]["inputs"].keys() >= {"index", "shards", "data set natural"}
+    assert "splits" not in by_task["pretrain natural-simclr"]["inputs"]
+    first = by_task["pretrain natural-simclr"]["output"]["digest"]
+    assert by_task["pretrain both"]["inputs"]["initial"]["digest"] == first
 
 
 def test_one_replaced_image_runs_everything_that_looks_at_images(study: Copy) -> None:

@@ -223,7 +223,7 @@ def test_a_study_of_random_arms_only_has_no_pretraining_and_no_catalog_of_checkp
 def test_loops_run_over_the_runs_and_arms_of_the_study(demo_ir: dict[str, Any]) -> None:
     study = load_study(DEMO)
     parameters = demo_ir["root"]["inputDefinitions"]["parameters"]
-    runs = [item["run"]["name"] for key in ("simclr_runs", "micle_runs") for item in parameters[key]["defaultValue"]]
+    runs = [item["run"]["name"] for key in ("level_1_runs", "level_2_runs") for item in parameters[key]["defaultValue"]]
     assert runs == [run.name for run in study.pretraining]
     assert [item["arm"]["name"] for item in parameters["arms"]["defaultValue"]] == [arm.name for arm in study.arms]
 
@@ -281,7 +281,7 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
 
 def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
     stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
-    assert stages == set(STAGES) - {"prepare_external"}  # the demo has no external set
+    assert stages == set(STAGES) - {"prepare_dataset"}  # the demo has no external set
 
 
 def test_the_plan_lists_every_task_with_its_item(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

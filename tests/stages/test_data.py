@@ -87,10 +87,10 @@ def test_earlier_splits_of_the_store_are_extended_by_their_digest(tmp_path: Path
 
 def test_an_external_set_is_stored_whole_and_again_found_in_the_store(tmp_path: Path) -> None:
     store, config = Store(str(tmp_path / "store")), make_set(tmp_path / "set", shared=False)
-    versions = dict.fromkeys(("fingerprint", "ingest", "write_shards", "prepare_external"), "1")
+    versions = dict.fromkeys(("fingerprint", "ingest", "write_shards", "prepare_dataset"), "1")
     shards = ShardConfig(image_size_px=32, channels=3, num_parts=1)
     made, again = (
-        data.prepare_external(store, config, shards, key_id=PUBLIC.key_id, code_versions=versions) for _ in range(2)
+        data.prepare_dataset(store, config, shards, key_id=PUBLIC.key_id, code_versions=versions) for _ in range(2)
     )
     assert made == again
     dataset = store.open(made.uri, kind="dataset")

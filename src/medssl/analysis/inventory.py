@@ -54,6 +54,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def not_run(study: Json) -> Table:
+    """Arms of the study that were left out, because something they need is absent."""
+    columns = [tables.text("Arm"), tables.text("Why it was not run")]
+    return tables.build("not-run", "Arms that were not run.", columns, list(study["not_run"].items()))
+
+
 def pretraining(study: Json) -> Table:
     """Pretraining runs, none of which sees a label."""
     rows = [
@@ -61,6 +67,7 @@ def pretraining(study: Json) -> Table:
             run["name"],
             {"simclr": "SimCLR", "micle": "MICLe"}.get(run["method"], run["method"]),
             run["init"],
+            run["dataset"] or study["data"]["name"],
             run["num_steps"],
             run["batch_size"],
             setting(run["learning_rate"]),
@@ -69,7 +76,7 @@ def pretraining(study: Json) -> Table:
         )
         for run in study["pretraining"]
     ]
-    columns = [*map(tables.text, ("Run", "Method", "Starts from")), Column("Steps"), Column("Batch")]
+    columns = [*map(tables.text, ("Run", "Method", "Starts from", "Images of")), Column("Steps"), Column("Batch")]
     columns += [Column("Learning rate"), Column("Temperature"), tables.text("Augmentation")]
     return tables.build("pretraining", "Pretraining without labels.", columns, rows)
 

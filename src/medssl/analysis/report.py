@@ -146,6 +146,8 @@ def _asked(study: Mapping[str, Any], results: Results) -> Section:
     parts: list[Part] = [truth, inventory.settings(study, results.findings, **words)]
     if study["pretraining"]:
         parts.append(inventory.pretraining(study))
+    if study["not_run"]:
+        parts.append(inventory.not_run(study))
     return Section("asked", "What was asked", tuple(parts))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl import layout, schema
-from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig
+from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig, WeightsConfig
 from medssl.metrics import PRIMARY, unit_kind
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store
@@ -19,6 +19,7 @@ def compare(
     arms: Sequence[ArmConfig],
     encoders: dict[str, EncoderConfig],
     pretraining: Sequence[PretrainRun],
+    weights: Sequence[WeightsConfig] = (),
     predictions_uris: Sequence[str],
     code_version: str,
 ) -> steps.Made:
@@ -35,13 +36,18 @@ def compare(
         "arms": [arm.dump() for arm in arms],
         "encoders": {name: encoder.dump() for name, encoder in encoders.items()},
         "pretraining": [run.dump() for run in pretraining],
+        "weights": [one.dump() for one in weights],
     }
     with steps.start("compare", store=store, code_version=code_version, config=settings, inputs=artifacts) as step:
         if step.made is None:
             tables = [schema.read(a.folder / layout.PREDICTIONS, schema.PREDICTIONS) for a in artifacts.values()]
             predictions = pa.concat_tables(tables)
             schema.write(predictions, schema.PREDICTIONS, step.folder / layout.PREDICTIONS)
-            schema.write(arm_table.table(arms, encoders, pretraining), schema.ARMS, step.folder / layout.ARMS)
+            schema.write(
+                arm_table.table(arms, encoders, pretraining, [one.name for one in weights]),
+                schema.ARMS,
+                step.folder / layout.ARMS,
+            )
             bar = Progress("compare", 1, unit="cells")
             rows = compare_arms(
                 predictions,

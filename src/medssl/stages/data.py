@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BEAM_OPTIONS_VARIABLE = "MEDSSL_BEAM_OPTIONS"  # which runner writes shards changes no byte of them
 # What an external set goes through in one task; each has its own code version.
-EXTERNAL_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_external")
+DATASET_STAGES = ("fingerprint", "ingest", "write_shards", "prepare_dataset")
 
 
 def fingerprint(store: Store, config: DataConfig, *, root: str, code_version: str, item: str = "") -> steps.Made:
@@ -140,7 +140,7 @@ def assign_splits(store: Store, config: SplitConfig, *, index_uri: str, code_ver
     return step.result
 
 
-def prepare_external(
+def prepare_dataset(
     store: Store,
     config: DataConfig,
     shards: ShardConfig,
@@ -151,7 +151,7 @@ def prepare_external(
     """Fingerprint, read and store a data set that finished models are evaluated on; all of it, and no split of it."""
     # What the set shares with training is not looked for: within it alone, a shared picture does no harm.
     config = config.model_copy(update={"find_duplicates": False})
-    with begin_task(f"prepare_external {config.name}"):
+    with begin_task(f"prepare_dataset {config.name}"):
         root = str(config.root)
         source = fingerprint(store, config, root=root, code_version=code_versions["fingerprint"], item=config.name)
         digest = source.metadata["digest"]
@@ -176,9 +176,9 @@ def prepare_external(
         made = {"source": source, "index": index, "shards": stored}
         inputs = {kind: store.open(one.uri, kind=kind) for kind, one in made.items()}
         with steps.start(
-            "prepare_external",
+            "prepare_dataset",
             store=store,
-            code_version=code_versions["prepare_external"],
+            code_version=code_versions["prepare_dataset"],
             config={"name": config.name},
             inputs=inputs,
             item=config.name,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medssl import layout, schema
 from medssl.config import (
@@ -20,19 +20,20 @@ from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store, write_json
 
+if TYPE_CHECKING:
+    from medssl.train.jobs import Inputs, SetInputs
+
 SEARCH_REPEAT = -1
 
 
 class Data:
-    """The three artifacts that every training stage reads."""
+    """The artifacts that every training stage reads: the study's own set."""
 
     def __init__(self, store: Store, *, index_uri: str, splits_uri: str, shards_uri: str) -> None:
-        from medssl.shardset import read_summary
-
         self.index = store.open(index_uri, kind="index")
         self.splits = store.open(splits_uri, kind="splits")
         self.shards = store.open(shards_uri, kind="shards")
-        self.channels = int(read_summary(self.shards.folder)["channels"])
+        self.channels = _channels(self.shards)
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -40,41 +41,88 @@ class Data:
         return {"index": self.index, "splits": self.splits, "shards": self.shards}
 
     @property
-    def paths(self) -> dict[str, Path]:
+    def inputs(self) -> "Inputs":
         """As a job's inputs."""
-        return {
-            "index_path": self.index.folder / layout.INDEX,
-            "splits_path": self.splits.folder / layout.SPLITS,
-            "shards_dir": self.shards.folder,
-        }
+        from medssl.train.jobs import Inputs
+
+        return Inputs(
+            index_path=self.index.folder / layout.INDEX,
+            splits_path=self.splits.folder / layout.SPLITS,
+            shards_dir=self.shards.folder,
+        )
+
+
+class OtherData:
+    """A set that pretraining alone sees, all of it: it is not split."""
+
+    def __init__(self, store: Store, name: str, datasets_uri: str | None) -> None:
+        if datasets_uri is None:
+            raise BadInputError(f"the data set {name} is needed but no catalog of data sets was given")
+        found, self.lineage = _datasets(store, datasets_uri)
+        if name not in found:
+            raise BadInputError(f"the data set {name} is not among those prepared: {sorted(found)}")
+        self.index, self.shards = found[name]
+        self.channels = _channels(self.shards)
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """By role, as a step's inputs."""
+        return {"index": self.index, "shards": self.shards}
+
+    @property
+    def inputs(self) -> "SetInputs":
+        """As a job's inputs."""
+        from medssl.train.jobs import SetInputs
+
+        return SetInputs(index_path=self.index.folder / layout.INDEX, shards_dir=self.shards.folder)
+
+
+def _channels(shards: Artifact) -> int:
+    from medssl.shardset import read_summary
+
+    return int(read_summary(shards.folder)["channels"])
 
 
 def pretrain(
     store: Store,
     run: PretrainRun,
     encoder: EncoderConfig,
-    data: Data,
+    own: Data,
     *,
     catalog_uri: str | None,
+    datasets_uri: str | None = None,
+    imported: str = "",
     code_version: str,
 ) -> steps.Made:
-    """Train one encoder without labels, from random weights or from another run's."""
-    from medssl.train.jobs import Inputs, PretrainJob
+    """Train one encoder without labels, from random or imported weights or from another run's.
+
+    Args:
+        store: Where artifacts are found and put.
+        run: What to do.
+        encoder: The network.
+        own: The study's own data, which the run sees unless it names another set.
+        catalog_uri: Checkpoints of earlier runs, if there are any.
+        datasets_uri: Catalog of the other sets, if there are any.
+        imported: Digest of the checkpoint to start from, where that is one brought in by `import-weights`.
+        code_version: Of this stage.
+    """
+    from medssl.train.jobs import PretrainJob
     from medssl.train.launch import launch, num_processes
 
-    initial, catalog = _initial(store, run.init, catalog_uri)
+    data = OtherData(store, run.dataset, datasets_uri) if run.dataset else own
+    initial, catalog = _initial(store, run.init, catalog_uri, imported, encoder, data.channels)
     with steps.start(
         "pretrain",
         store=store,
         code_version=code_version,
         config={"run": run.dump(), "encoder": encoder.dump(), "processes": num_processes()},
         inputs={**data.artifacts, **_role("initial", initial)},
-        lineage=_role("catalog", catalog),
+        lineage=_role("catalog", catalog) | (data.lineage if isinstance(data, OtherData) else {}),
         item=run.name,
     ) as step:
         if step.made is None:
             job = PretrainJob(
-                inputs=Inputs(**data.paths),
+                inputs=data.inputs,
                 run=run,
                 encoder=encoder,
                 channels=data.channels,
@@ -118,10 +166,11 @@ def search_hyperparameters(
     data: Data,
     *,
     catalog_uri: str | None,
+    imported: str = "",
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm over the grid; only validation scores leave this stage."""
-    initial, catalog = _initial(store, arm.init, catalog_uri)
+    initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     with steps.start(
         "search_hyperparameters",
         store=store,
@@ -169,10 +218,11 @@ def finetune(
     draws: int,
     selection_uri: str,
     catalog_uri: str | None,
+    imported: str = "",
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm with its chosen settings at every label fraction, several times."""
-    initial, catalog = _initial(store, arm.init, catalog_uri)
+    initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     selection = store.open(selection_uri, kind="selection")
     chosen = [row for row in json.loads((selection.folder / layout.SELECTION).read_text()) if row["chosen"]]
     items = repeats(settings, [row for row in chosen if row["arm_id"] == arm.name], draws=draws)
@@ -217,11 +267,11 @@ def predict(
     code_version: str,
 ) -> steps.Made:
     """Predict validation, test and external sets with every model of one arm; no other stage opens test images."""
-    from medssl.train.jobs import ExternalSet, Inputs, PredictItem, PredictJob
+    from medssl.train.jobs import ExternalSet, PredictItem, PredictJob
     from medssl.train.launch import launch
 
     models, catalog = _from_catalog(store, arm.name, catalog_uri)
-    external, listed_sets = _external_sets(store, external_uri)
+    external, listed_sets = _datasets(store, external_uri)
     with steps.start(
         "predict",
         store=store,
@@ -240,7 +290,7 @@ def predict(
         if step.made is None:
             listed = json.loads((models.folder / layout.MODELS).read_text())
             job = PredictJob(
-                inputs=Inputs(**data.paths),
+                inputs=data.inputs,
                 study_id=study_id,
                 dataset=dataset,
                 dataset_digest=data.index.digest,
@@ -358,11 +408,11 @@ def _finetune(
     import pyarrow as pa
 
     from medssl.store import file_digest
-    from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs
+    from medssl.train.jobs import FinetuneItem, FinetuneJob
     from medssl.train.launch import launch
 
     job = FinetuneJob(
-        inputs=Inputs(**data.paths),
+        inputs=data.inputs,
         arm=arm.name,
         items=tuple(FinetuneItem.model_validate(item) for item in items),
         settings=settings,
@@ -406,13 +456,30 @@ def _finetune_config(
     }
 
 
-def _initial(store: Store, name: str, catalog_uri: str | None) -> tuple[Artifact | None, Artifact | None]:
-    """The checkpoint to start from, and the catalog it was found in; nothing where weights start at random."""
+def _initial(
+    store: Store, name: str, catalog_uri: str | None, imported: str, encoder: EncoderConfig, channels: int
+) -> tuple[Artifact | None, Artifact | None]:
+    """The checkpoint to start from, and the catalog it was found in; nothing where weights start at random.
+
+    Raises:
+        BadInputError: It is not there, or is that of another network.
+    """
     if name == RANDOM_INITIALIZATION:
         return None, None
-    if catalog_uri is None:
+    if imported:
+        checkpoint, catalog = store.open(store.uri("checkpoint", imported), kind="checkpoint"), None
+    elif catalog_uri is None:
         raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
-    return _from_catalog(store, name, catalog_uri)
+    else:
+        checkpoint, catalog = _from_catalog(store, name, catalog_uri)
+    found = {"encoder": checkpoint.summary["encoder"], "channels": checkpoint.summary["channels"]}
+    expected = {"encoder": encoder.dump(), "channels": channels}
+    if found != expected:
+        raise BadInputError(
+            f"weights {name} are of another network: found {found}, expected {expected}; give encoders the settings "
+            "that the weights were made with, and shards.channels their number of channels"
+        )
+    return checkpoint, catalog
 
 
 def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, Artifact]:
@@ -425,19 +492,19 @@ def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, 
     return store.open(store.uri(entry["kind"], entry["digest"]), kind=entry["kind"]), catalog
 
 
-def _external_sets(
+def _datasets(
     store: Store, catalog_uri: str | None
 ) -> tuple[dict[str, tuple[Artifact, Artifact]], dict[str, Artifact]]:
-    """Index and shards of each external set, by name; and the artifacts that led to them."""
+    """Index and shards of each further data set, by name; and the artifacts that led to them."""
     if catalog_uri is None:
         return {}, {}
     catalog = store.open(catalog_uri, kind="catalog")
-    found, lineage = {}, {"external sets": catalog}
+    found, lineage = {}, {"data sets": catalog}
     for name, entry in sorted(json.loads((catalog.folder / layout.CATALOG).read_text()).items()):
         dataset = store.open(store.uri("dataset", entry["digest"]), kind="dataset")
         content = json.loads((dataset.folder / layout.DATASET).read_text())
         index, shards = (store.open(store.uri(kind, content[kind]), kind=kind) for kind in ("index", "shards"))
-        found[name], lineage[f"external set {name}"] = (index, shards), dataset
+        found[name], lineage[f"data set {name}"] = (index, shards), dataset
     return found, lineage
 
 

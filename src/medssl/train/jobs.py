@@ -5,18 +5,23 @@ from pathlib import Path
 from medssl.config import EncoderConfig, FinetuneConfig, PredictConfig, PretrainRun, Section, TaskConfig
 
 
-class Inputs(Section):
-    """Folders of the artifacts that every job reads."""
+class SetInputs(Section):
+    """Where a whole data set lies, for pretraining alone."""
 
     index_path: Path
-    splits_path: Path
     shards_dir: Path
+
+
+class Inputs(SetInputs):
+    """Where the study's own set lies, with its splits."""
+
+    splits_path: Path
 
 
 class PretrainJob(Section):
     """One pretraining run."""
 
-    inputs: Inputs
+    inputs: Inputs | SetInputs
     run: PretrainRun
     encoder: EncoderConfig
     channels: int

@@ -16,12 +16,12 @@ from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.model.losses import contrastive_metrics, nt_xent
 from medssl.model.networks import ProjectionHead, ResNet
 from medssl.progress import Progress, say
-from medssl.shardset import Cohort, ShardSet
+from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train import augment
 from medssl.train.checkpoint import load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, write_history
-from medssl.train.jobs import PretrainJob
+from medssl.train.jobs import Inputs, PretrainJob, SetInputs
 from medssl.train.loader import Bags, Images, Index, batch_at
 from medssl.train.optim import lars, scaled_learning_rate, warmup_cosine
 from medssl.train.worker import run_worker
@@ -101,14 +101,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
         raise BadInputError(
             f"{run.name}: batch_size {run.batch_size} must be a multiple of {ranks.world_size} processes"
         )
-    cohort = Cohort.select(
-        schema.read(job.inputs.index_path, schema.INDEX),
-        schema.read(job.inputs.splits_path, schema.SPLIT_TABLE),
-        ShardSet.open(job.inputs.shards_dir),
-        split="train",
-        with_unlabelled=True,
-    )
-    pairs = Pairs.of(Images.decode(cohort), run)
+    pairs = Pairs.of(Images.decode(_cohort(job.inputs)), run)
     encoder, head = _networks(job)
     plain = nn.Sequential(encoder, head)
     model = ranks.wrap(plain)
@@ -156,6 +149,15 @@ def run_augmentation(run: PretrainRun) -> augment.Augmentation:
         flip_p=run.flip_probability,
         interpolation=run.interpolation,
     )
+
+
+def _cohort(inputs: SetInputs) -> Cohort:
+    """The training split with the unlabelled pool, or all of a set that is not split."""
+    index, shards = schema.read(inputs.index_path, schema.INDEX), ShardSet.open(inputs.shards_dir)
+    if not isinstance(inputs, Inputs):
+        return Cohort.select(index, whole(index), shards, split=schema.EXTERNAL, with_unlabelled=True)
+    splits = schema.read(inputs.splits_path, schema.SPLIT_TABLE)
+    return Cohort.select(index, splits, shards, split="train", with_unlabelled=True)
 
 
 def _networks(job: PretrainJob) -> tuple[ResNet, ProjectionHead]:

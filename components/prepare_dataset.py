@@ -1,4 +1,4 @@
-"""Component of the stage `prepare_external`."""
+"""Component of the stage `prepare_dataset`."""
 
 from kfp import dsl
 
@@ -6,7 +6,7 @@ from components.images import component
 
 
 @dsl.component(**component("data"))
-def prepare_external(
+def prepare_dataset(
     dataset: dsl.Output[dsl.Dataset],
     config: dict,  # type: ignore[type-arg]
     shards: dict,  # type: ignore[type-arg]
@@ -18,7 +18,7 @@ def prepare_external(
     from medssl.stages import data
     from medssl.store import Store
 
-    made = data.prepare_external(
+    made = data.prepare_dataset(
         Store.from_environment(),
         DataConfig.model_validate(config),
         ShardConfig.model_validate(shards),

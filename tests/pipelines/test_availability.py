@@ -1,0 +1,88 @@
+"""Arms whose weights or data are absent: left out, with the reason, and never begun from random weights."""
+
+from pathlib import Path
+
+import pytest
+
+from medssl.config import Study, load_study
+from medssl.exit_codes import BadInputError
+from medssl.store import Store, write_json
+from pipelines import study as study_module
+from pipelines.availability import absent, without
+
+DEMO = Path(study_module.__file__).parent / "studies" / "demo.yaml"
+NOWHERE = "0" * 64
+
+
+def study(root: str = "/nowhere", checkpoint: str = "") -> Study:
+    """The demo with a SimCLR run on natural images before its own, and an arm of imported weights."""
+    encoder = "encoder: resnet18-quarter"
+    return load_study(
+        DEMO,
+        [
+            f"pretraining_data=[{{name: natural, dataset: images, root: {root}, key: public}}]",
+            f"weights=[{{name: bought, {encoder}, checkpoint: '{checkpoint}'}}]",
+            f"pretraining=[{{name: micle, method: micle, {encoder}, init: simclr, num_steps: 5}}, "
+            f"{{name: simclr, method: simclr, {encoder}, init: first, num_steps: 5}}, "
+            f"{{name: first, method: simclr, {encoder}, dataset: natural, num_steps: 5}}, "
+            f"{{name: alone, method: simclr, {encoder}, num_steps: 5}}]",
+            f"arms=[{{name: random, {encoder}, method: R}}, {{name: micle, {encoder}, init: micle, method: M}}, "
+            f"{{name: alone, {encoder}, init: alone, method: S}}, "
+            f"{{name: bought, {encoder}, init: bought, method: I}}]",
+            "compare.pairs=[[micle, random], [alone, random], [bought, alone]]",
+        ],
+    )
+
+
+def test_runs_lie_in_the_level_after_what_they_start_from() -> None:
+    levels = [[run.name for run in level] for level in study().levels]
+    assert levels == [["first", "alone"], ["simclr"], ["micle"]]
+
+
+def test_what_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    reasons = absent(study(), store)
+    assert reasons == {
+        "bought": "no checkpoint is given; `medssl import-weights` makes one",
+        "natural": "the folder of the data set is not there",
+    }
+    assert "not in the store" in absent(study(checkpoint=NOWHERE), store)["bought"]
+
+
+def test_what_is_there_is_not_absent(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    with store.build() as folder:
+        write_json(folder / "weights.json", {})
+        made = store.put("checkpoint", folder, {})
+    assert absent(study(str(tmp_path), made.digest), store) == {}
+
+
+def test_arms_that_need_what_is_absent_are_left_out_with_all_that_leads_to_them() -> None:
+    left = without(study(), {"natural": "the folder is not there", "bought": "none is given"})
+    assert [arm.name for arm in left.arms] == ["random", "alone"]
+    assert [run.name for run in left.pretraining] == ["alone"]
+    assert left.pretraining_data == left.weights == ()
+    assert left.compare.pairs == (("alone", "random"),)
+    assert left.not_run == {
+        "micle": "needs micle: needs simclr: needs first: needs natural: the folder is not there",
+        "bought": "needs bought: none is given",
+    }
+    assert Study.model_validate(left.dump()) == left
+
+
+def test_a_study_of_which_everything_is_there_is_left_alone() -> None:
+    assert without(study(), {}) == study()
+
+
+def test_no_arm_at_all_is_an_error() -> None:
+    encoder = "encoder: resnet18-quarter"
+    only = load_study(
+        DEMO,
+        [
+            f"weights=[{{name: bought, {encoder}}}]",
+            f"arms=[{{name: x, {encoder}, init: bought, method: I}}]",
+            "compare.pairs=[]",
+        ],
+    )
+    with pytest.raises(BadInputError, match="no arm can run: x needs bought: none"):
+        without(only, {"bought": "none"})
