@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -55,18 +55,27 @@ def exit_code(error: BaseException) -> int:
     return FAILURE
 
 
+def record_failure(error: BaseException) -> None:
+    """Write the reason into the file named by MEDSSL_FAILURE_FILE, unless one stands there.
+
+    A parent that sees only a failed task (KFP reports no more) finds it there; it removes what an earlier try left. Of
+    several processes the first one counts: those that lose their partner die of that, and not of the cause.
+    """
+    if failure_file := os.environ.get(FAILURE_FILE_VARIABLE):
+        with suppress(FileExistsError), Path(failure_file).open("x") as file:
+            file.write(json.dumps({"exit_code": exit_code(error), "message": f"{error}"}))
+
+
 def install_excepthook() -> None:
     """End this process with the code of the project's own errors, told in one line instead of a traceback.
 
-    The line also goes to the file named by MEDSSL_FAILURE_FILE, where a parent that sees only a failed task
-    (KFP reports no more) finds the reason. Other errors keep their traceback and exit code 1.
+    The line is recorded for the parent, too. Other errors keep their traceback and exit code 1.
     """
     previous: Callable[[type[BaseException], BaseException, TracebackType | None], object] = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         code = exit_code(error)
-        if failure_file := os.environ.get(FAILURE_FILE_VARIABLE):
-            Path(failure_file).write_text(json.dumps({"exit_code": code, "message": f"{error}"}))
+        record_failure(error)
         if code == FAILURE:
             previous(kind, error, trace)
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from medssl.config import Section
-from medssl.exit_codes import install_excepthook
+from medssl.exit_codes import install_excepthook, record_failure
 from medssl.train.distributed import Ranks, process_group
 
 JobType = TypeVar("JobType", bound=Section)
@@ -17,4 +17,8 @@ def run_worker(work: Callable[[JobType, Ranks], None], kind: type[JobType]) -> N
     install_excepthook()
     job = kind.model_validate_json(Path(sys.argv[1]).read_bytes())
     with process_group() as ranks:
-        work(job, ranks)
+        try:
+            work(job, ranks)
+        except BaseException as error:
+            record_failure(error)  # before the group ends, of which the other ranks die
+            raise
