@@ -16,7 +16,7 @@ def pretrain(
     catalog: dsl.Input[dsl.Artifact] = None,  # absent on the first level
 ) -> None:
     """Train one encoder without labels."""
-    from medssl.config import EncoderConfig, PretrainRun
+    from medssl.config import EncoderConfig, PretrainRun, TaskConfig
     from medssl.stages import train
     from medssl.store import Store
 
@@ -26,6 +26,7 @@ def pretrain(
         PretrainRun.model_validate(config["run"]),
         EncoderConfig.model_validate(config["encoder"]),
         train.Data(store, index_uri=index.uri, splits_uri=splits.uri, shards_uri=shards.uri),
+        task=TaskConfig.model_validate(config["task"]) if "task" in config else None,
         catalog_uri=catalog.uri if catalog else None,
         code_version=code_version,
     )

@@ -86,7 +86,8 @@ def make_plan(study: Study) -> Plan:
     processes = study.resources.processes  # training depends on it: KFP's cache has to see it
     for run in study.pretraining:
         item = {"run": run.dump(), "encoder": study.encoders[run.encoder].dump(), "processes": processes}
-        levels[run.method].append(item)
+        # Only for the probe: without one, another task finds the cached result.
+        levels[run.method].append(item | ({"task": study.task.dump()} if run.probe else {}))
     arms = tuple({"arm": arm.dump(), "encoder": study.encoders[arm.encoder].dump()} for arm in study.arms)
     training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump(), "processes": processes}
     external = tuple(one.model_dump(mode="json", exclude={"generate"}) for one in study.external)

@@ -163,7 +163,13 @@ def _pretrain(call: Call) -> Made:
     run, study = call.run, call.study
     catalog = call.optional_uri("catalog")
     return train.pretrain(
-        call.store, run, study.encoders[run.encoder], call.data, catalog_uri=catalog, code_version=call.code_version
+        call.store,
+        run,
+        study.encoders[run.encoder],
+        call.data,
+        task=study.task,
+        catalog_uri=catalog,
+        code_version=call.code_version,
     )
 
 

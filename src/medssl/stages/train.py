@@ -55,10 +55,15 @@ def pretrain(
     encoder: EncoderConfig,
     data: Data,
     *,
+    task: TaskConfig | None,
     catalog_uri: str | None,
     code_version: str,
 ) -> steps.Made:
-    """Train one encoder without labels, from random weights or from another run's."""
+    """Train one encoder without labels, from random weights or from another run's.
+
+    `task` is what the run's probe, if it has one, scores for those who watch: the result does not depend on it.
+    """
+    from medssl.train.history import COLLAPSED, last
     from medssl.train.jobs import Inputs, PretrainJob
     from medssl.train.launch import launch, num_processes
 
@@ -78,13 +83,16 @@ def pretrain(
                 run=run,
                 encoder=encoder,
                 channels=data.channels,
+                task=task if run.probe else None,
                 initial_dir=initial.folder if initial else None,
                 work_dir=store.work_dir(step.key),
                 out_dir=step.folder,
             )
             launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json", has_machine_alone=True)
-            step.run.metrics(_curves(step.folder / layout.HISTORY))
-            step.finish("checkpoint", {"name": run.name, "encoder": encoder.dump(), "channels": data.channels})
+            curves = _curves(step.folder / layout.HISTORY)
+            step.run.metrics([*curves, *_curves(store.work_dir(step.key) / layout.MONITORED)])
+            summary = {"name": run.name, "encoder": encoder.dump(), "channels": data.channels}
+            step.finish("checkpoint", summary | {"collapsed": bool(last(curves, COLLAPSED))})
     return step.result
 
 
