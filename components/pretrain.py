@@ -17,7 +17,7 @@ def pretrain(
     datasets: dsl.Input[dsl.Artifact] = None,  # absent where all runs see the study's own set
 ) -> None:
     """Train one encoder without labels."""
-    from medssl.config import EncoderConfig, PretrainRun
+    from medssl.config import EncoderConfig, PretrainRun, TaskConfig
     from medssl.stages import train
     from medssl.store import Store
 
@@ -27,6 +27,7 @@ def pretrain(
         PretrainRun.model_validate(config["run"]),
         EncoderConfig.model_validate(config["encoder"]),
         train.Data(store, index_uri=index.uri, splits_uri=splits.uri, shards_uri=shards.uri),
+        task=TaskConfig.model_validate(config["task"]) if "task" in config else None,
         catalog_uri=catalog.uri if catalog else None,
         datasets_uri=datasets.uri if datasets else None,
         imported=config["imported"],

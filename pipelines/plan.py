@@ -93,6 +93,8 @@ def make_plan(study: Study) -> Plan:
                 "imported": imported.get(run.init, ""),
                 "processes": processes,
             }
+            # Only for the probe: without one, another task finds the cached result.
+            | ({"task": study.task.dump()} if run.probe else {})
             for run in level
         )
         for level in study.levels

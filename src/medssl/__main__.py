@@ -170,6 +170,7 @@ def _pretrain(call: Call) -> Made:
         run,
         study.encoders[run.encoder],
         call.data,
+        task=study.task,
         catalog_uri=call.optional_uri("catalog"),
         datasets_uri=call.optional_uri("datasets"),
         imported=call.imported(run.init),

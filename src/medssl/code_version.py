@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = "medssl"
 SOURCE_DIR = Path(__file__).parent
 # Modules that watch a stage at work or name its code: no result depends on them. (The last is also the name of a tag.)
-WATCHERS = (f"{PACKAGE}.tracking", f"{PACKAGE}.progress", f"{PACKAGE}.code_version")
+WATCHERS = tuple(f"{PACKAGE}.{name}" for name in ("tracking", "progress", "code_version", "train.probe"))
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:

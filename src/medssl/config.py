@@ -26,6 +26,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, which is exact to here
+# Of the networks' forward pass; weights, their updates, batch norm's statistics and losses are float32 in both.
+Precision = Literal["float32", "bf16"]
 
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 # The paper's 26 (supplement; spec 2.1).
@@ -342,7 +344,20 @@ class PretrainRun(Section):
     # Which two images make a MICLe pair: of one case, or of one patient (two studies).
     pair_within: Literal["case", "patient"] = "case"
     image_size_px: int = Field(224, ge=16)
+    precision: Precision = "float32"
+    # torch.compile: pays on GPUs alone (a step on CPUs gets slower, and each start waits for a compiler) and rounds
+    # differently, so it is one of the run's settings.
+    compile: bool = False
+    # Pairs that one process puts through the network at a time; 0: its whole share of the batch. The loss has the
+    # negatives of the whole batch whatever this is; a forward pass more saves memory. Batch norm sees a micro batch.
+    micro_batch_size: int = Field(0, ge=0)
     checkpoint_every_steps: Positive = 500
+    # Scores the frozen representation on validation labels while it trains, for those who watch: no weight and no
+    # file of the result depends on it.
+    probe: bool = True
+    probe_every_steps: int = Field(0, ge=0)  # 0: as often as costs less than 3 % of the training
+    # When the representation collapses or the loss stays at chance: say so and mark the checkpoint, or end the run.
+    on_collapse: Literal["warn", "stop"] = "warn"
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -352,6 +367,11 @@ class PretrainRun(Section):
         if self.warmup_steps >= self.num_steps:
             raise ValueError(
                 f"pretraining: {self.name}: warmup_steps {self.warmup_steps} must be below {self.num_steps}"
+            )
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"pretraining: {self.name}: batch_size {self.batch_size} must be a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
             )
         return self
 
@@ -385,6 +405,7 @@ class FinetuneConfig(Section):
     brightness: float = Field(0.2, ge=0, le=1)
     contrast: float = Field(0.2, ge=0, le=1)
     image_size_px: int = Field(224, ge=16)
+    precision: Precision = "float32"
     checkpoint_every_steps: Positive = 1000
     seed: Seed = 0
 
@@ -404,6 +425,7 @@ class PredictConfig(Section):
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     batch_size: Positive = 256
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _test_is_predicted(self) -> Self:

@@ -13,6 +13,7 @@ PROJECTION_HEAD = "projection_head.safetensors"
 MODEL = "model.safetensors"
 OUTCOME = "outcome.json"
 HISTORY = "history.parquet"
+MONITORED = "monitored.parquet"  # beside the state of a training, not in its result
 SCORES = "scores.parquet"
 SELECTION = "selection.json"
 MODELS = "models.json"

@@ -115,6 +115,20 @@ def mean_auc(per_class: Mapping[str, Evaluation]) -> Evaluation:
     )
 
 
+def primary(y_true_NC: Floats, y_score_NC: Floats, *, kind: str, classes: Sequence[str]) -> Evaluation:
+    """The metric that chooses models: top-1 accuracy over cases, the mean of the AUCs that are defined over images.
+
+    Args:
+        y_true_NC: 1, 0, or NaN where not known.
+        y_score_NC: Finite; higher means more likely.
+        kind: Of the units, "image" or "case".
+        classes: Names of the C columns.
+    """
+    if kind == "case":
+        return top_k_accuracy(y_true_NC, y_score_NC, k=1)
+    return mean_auc({name: evaluate_auc(y_true_NC[:, c], y_score_NC[:, c]) for c, name in enumerate(classes)})
+
+
 def top_k_hits(y_true_NC: Floats, y_score_NC: Floats, *, k: int) -> Floats:
     """Whether any condition of a case's truth is among the k classes with the highest scores (supplement B.1.1).
 

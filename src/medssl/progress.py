@@ -94,8 +94,15 @@ class Progress:
             return
         self._last_s = now_s
         elapsed_s = now_s - self._start_s
-        fresh = done - self._start_done
-        left = f", {duration(elapsed_s / fresh * (self._total - done))} left" if fresh and done < self._total else ""
+        is_known = done > self._start_done and done < self._total
+        left = f", {duration(self._remaining_s(done, elapsed_s))} left" if is_known else ""
         took = f", took {duration(elapsed_s)}" if done >= self._total else ""
         extra = f", {detail}" if detail else ""
         say(f"{self._label}: {done}/{self._total} {self._unit}{extra}{left}{took}")
+
+    def remaining_s(self, done: int) -> float:
+        """Seconds that the rest takes at the speed so far, once `done` items, more than at the start, are finished."""
+        return self._remaining_s(done, self._clock() - self._start_s)
+
+    def _remaining_s(self, done: int, elapsed_s: float) -> float:
+        return elapsed_s / (done - self._start_done) * (self._total - done)

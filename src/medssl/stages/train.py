@@ -89,6 +89,7 @@ def pretrain(
     encoder: EncoderConfig,
     own: Data,
     *,
+    task: TaskConfig | None,
     catalog_uri: str | None,
     datasets_uri: str | None = None,
     imported: str = "",
@@ -101,11 +102,13 @@ def pretrain(
         run: What to do.
         encoder: The network.
         own: The study's own data, which the run sees unless it names another set.
+        task: What the run's probe, if it has one, scores for those who watch: the result does not depend on it.
         catalog_uri: Checkpoints of earlier runs, if there are any.
         datasets_uri: Catalog of the other sets, if there are any.
         imported: Digest of the checkpoint to start from, where that is one brought in by `import-weights`.
         code_version: Of this stage.
     """
+    from medssl.train.history import COLLAPSED, last
     from medssl.train.jobs import PretrainJob
     from medssl.train.launch import launch, num_processes
 
@@ -126,13 +129,16 @@ def pretrain(
                 run=run,
                 encoder=encoder,
                 channels=data.channels,
+                task=task if run.probe else None,
                 initial_dir=initial.folder if initial else None,
                 work_dir=store.work_dir(step.key),
                 out_dir=step.folder,
             )
             launch("medssl.train.pretrain", job, store.work_dir(step.key) / "job.json", has_machine_alone=True)
-            step.run.metrics(_curves(step.folder / layout.HISTORY))
-            step.finish("checkpoint", {"name": run.name, "encoder": encoder.dump(), "channels": data.channels})
+            curves = _curves(step.folder / layout.HISTORY)
+            step.run.metrics([*curves, *_curves(store.work_dir(step.key) / layout.MONITORED)])
+            summary = {"name": run.name, "encoder": encoder.dump(), "channels": data.channels}
+            step.finish("checkpoint", summary | {"collapsed": bool(last(curves, COLLAPSED))})
     return step.result
 
 
@@ -141,19 +147,20 @@ def collect(store: Store, kind: str, uris: Sequence[str], *, previous_uri: str |
     artifacts = [store.open(uri, kind=kind, verify="size") for uri in uris]
     previous = store.open(previous_uri, kind="catalog") if previous_uri else None
     inputs = {str(a.summary["name"]): a for a in artifacts}
+    level = int(previous.summary["level"]) + 1 if previous else 1
     with steps.start(
         "collect",
         store=store,
         code_version=code_version,
         config={"kind": kind},
         inputs={**inputs, **_role("previous", previous)},
-        item=f"{kind.removesuffix('s')}s{' level 2' if previous else ''}",
+        item=f"{kind.removesuffix('s')}s" + (f" level {level}" if level > 1 else ""),
     ) as step:
         if step.made is None:
             entries = json.loads((previous.folder / layout.CATALOG).read_text()) if previous else {}
             entries |= {name: {"kind": a.kind, "digest": a.digest} for name, a in inputs.items()}
             write_json(step.folder / layout.CATALOG, entries)
-            step.finish("catalog", {"num_entries": len(entries)}, [("entries", 0, len(entries))])
+            step.finish("catalog", {"num_entries": len(entries), "level": level}, [("entries", 0, len(entries))])
     return step.result
 
 

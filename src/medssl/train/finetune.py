@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medssl import labels, layout, metrics, schema
-from medssl.config import FinetuneConfig, TaskConfig, digest
+from medssl.config import FinetuneConfig, Precision, TaskConfig, digest
 from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.model.losses import masked_bce, set_cross_entropy
 from medssl.model.networks import Classifier, ResNet
@@ -31,6 +31,7 @@ from medssl.train.history import History, write_history
 from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import Images, finetune_batch_at
 from medssl.train.optim import sgd_nesterov, warmup_cosine
+from medssl.train.precision import autocast
 from medssl.train.worker import run_worker
 
 EVALUATION_BATCH = 256
@@ -137,7 +138,7 @@ def item_seed(settings: FinetuneConfig, item: FinetuneItem) -> int:
 
 
 def predict_scores(
-    model: Classifier, split: Split, *, size_px: int, batch_size: int, device: torch.device
+    model: Classifier, split: Split, *, size_px: int, batch_size: int, precision: Precision, device: torch.device
 ) -> np.ndarray:
     """Probabilities in [0, 1] of each unit of `split`, float64, shape (M, K); without augmentation.
 
@@ -151,7 +152,8 @@ def predict_scores(
             image_N = np.concatenate([split.images_of[unit] for unit in units])
             images = augment.evaluation(split.images.pixels_NCSS[torch.from_numpy(image_N)].to(device), size_px=size_px)
             fusion_MN = fusion([len(split.images_of[unit]) for unit in units], device) if is_case else None
-            logits_MK = model(images, fusion_MN)
+            with autocast(precision, device):
+                logits_MK = model(images, fusion_MN)
             probabilities_MK = logits_MK.double().softmax(dim=1) if is_case else torch.sigmoid(logits_MK).double()
             scores.append(probabilities_MK.cpu().numpy())
     return np.concatenate(scores) if scores else np.empty((0, model.num_classes))
@@ -248,11 +250,14 @@ class _Finetuning:
         chosen = torch.from_numpy(unit_M)
         targets_MK, mask_MK = self.targets_MK[chosen].to(device), self.mask_MK[chosen].to(device)
         if self.cohorts.train.labelled.kind == "case":
-            logits_MK = self.wrapped(images, fusion([len(one) for one in seen], device))
+            with autocast(settings.precision, device):
+                logits_MK = self.wrapped(images, fusion([len(one) for one in seen], device))
             known_M = mask_MK[:, 0]
             loss = set_cross_entropy(logits_MK, targets_MK, known_M) * self.ranks.weight_of(known_M.sum())
         else:
-            loss = masked_bce(self.wrapped(images), targets_MK, mask_MK) * self.ranks.weight_of(mask_MK.sum())
+            with autocast(settings.precision, device):
+                logits_MK = self.wrapped(images)
+            loss = masked_bce(logits_MK, targets_MK, mask_MK) * self.ranks.weight_of(mask_MK.sum())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -283,6 +288,7 @@ class _Finetuning:
             validation,
             size_px=self.job.settings.image_size_px,
             batch_size=EVALUATION_BATCH,
+            precision=self.job.settings.precision,
             device=self.ranks.device,
         )
         if not (math.isfinite(loss) and np.isfinite(scores_MK).all()):
@@ -356,13 +362,9 @@ def _augmentation(settings: FinetuneConfig) -> augment.Augmentation:
 
 
 def _validation_score(scores_MK: np.ndarray, labelled: labels.Labelled, classes: tuple[str, ...]) -> float | None:
-    """Top-1 accuracy over cases, or the mean AUC over the findings that can be evaluated; None where none can."""
+    """The primary metric; None where it cannot be evaluated."""
     truth_MK = np.where(labelled.mask_MK, labelled.targets_MK.astype(np.float64), np.nan)
-    if labelled.kind == "case":
-        return metrics.top_k_accuracy(truth_MK, scores_MK, k=1).value
-    return metrics.mean_auc(
-        {name: metrics.evaluate_auc(truth_MK[:, k], scores_MK[:, k]) for k, name in enumerate(classes)}
-    ).value
+    return metrics.primary(truth_MK, scores_MK, kind=labelled.kind, classes=classes).value
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class PretrainJob(Section):
     run: PretrainRun
     encoder: EncoderConfig
     channels: int
+    task: TaskConfig | None = None  # what the probe scores; None: no probe
     initial_dir: Path | None  # checkpoint to start from; None: random weights
     work_dir: Path
     out_dir: Path

@@ -89,29 +89,29 @@ class LARS(torch.optim.Optimizer):
                 loss = closure()
         with torch.no_grad():
             for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(parameter, parameter.grad, group)
+                parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+                if parameters:
+                    self._update(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """One step of one parameter, without a read-back from the device."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of a group's parameters, without a read-back from the device; the gradients are overwritten."""
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
         if group["excluded"]:
-            scaled = gradient * group["lr"]
+            torch._foreach_add_(buffers, gradients, alpha=group["lr"])
         else:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-            weight_norm, gradient_norm = (
-                torch.linalg.vector_norm(parameter),
-                torch.linalg.vector_norm(gradient),
-            )
-            is_adaptive = (weight_norm > 0) & (gradient_norm > 0)
-            trust = torch.where(is_adaptive, group["trust_coefficient"] * weight_norm / gradient_norm, 1.0)
-            scaled = gradient * (trust * group["lr"])
-        state["momentum_buffer"].mul_(group["momentum"]).add_(scaled)
-        parameter.sub_(state["momentum_buffer"])
+            torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
+            weight_norms = torch.stack(torch._foreach_norm(parameters))
+            gradient_norms = torch.stack(torch._foreach_norm(gradients))
+            is_adaptive = (weight_norms > 0) & (gradient_norms > 0)
+            trusts = torch.where(is_adaptive, group["trust_coefficient"] * weight_norms / gradient_norms, 1.0)
+            for buffer, gradient, rate in zip(buffers, gradients, (trusts * group["lr"]).unbind(), strict=True):
+                buffer.addcmul_(gradient, rate)
+        torch._foreach_sub_(parameters, buffers)
 
 
 def lars(module: nn.Module, *, lr: float, weight_decay: float, momentum: float = 0.9) -> LARS:

@@ -48,6 +48,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
                 evaluated.split,
                 size_px=job.image_size_px,
                 batch_size=job.settings.batch_size,
+                precision=job.settings.precision,
                 device=ranks.device,
             )
             tables.append(_rows(job, item, evaluated, classes, scores_MK))

@@ -3,7 +3,6 @@
 Shape suffixes: N images of this rank's batch, C channels, S pixels a side, D projection.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,22 +11,27 @@ from torch import Tensor, nn
 
 from medssl import layout, schema
 from medssl.config import PretrainRun
-from medssl.exit_codes import BadInputError, TerminatedError
-from medssl.model.losses import contrastive_metrics, nt_xent
+from medssl.exit_codes import TerminatedError
 from medssl.model.networks import ProjectionHead, ResNet
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet, whole
-from medssl.train import augment
+from medssl.train import augment, contrastive
 from medssl.train.checkpoint import load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
-from medssl.train.history import History, write_history
+from medssl.train.history import History, from_state, last, write_history
 from medssl.train.jobs import Inputs, PretrainJob, SetInputs
 from medssl.train.loader import Bags, Images, Index, batch_at
+from medssl.train.monitors import (
+    MAX_STEPS_UNCHECKED,
+    NUM_HISTORY_POINTS,
+    Divergence,
+    Throughput,
+    measure,
+    watch_collapse,
+)
 from medssl.train.optim import lars, scaled_learning_rate, warmup_cosine
+from medssl.train.probe import Probe
 from medssl.train.worker import run_worker
-
-NUM_HISTORY_POINTS = 200  # of each training curve
-COLLAPSED_STD = 0.01  # of the unit-length representation times sqrt(D); 1 when its directions are used evenly
 
 
 @dataclass(frozen=True)
@@ -90,48 +94,32 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     """Train an encoder and leave its weights, its head's and the training curves in `job.out_dir`.
 
     Resumes from `job.work_dir` where a state lies; every batch and every augmentation is a function of seed and
-    step, so the resumed run goes on exactly as the uninterrupted one.
+    step, so the resumed run goes on exactly as the uninterrupted one. Beside the state lies what was monitored: speed
+    and the probe's scores, which are no part of the result.
 
     Raises:
-        BadInputError: The batch does not fit the data or the number of processes.
+        BadInputError: The batch does not fit the data or the number of processes, training diverged, or it collapsed
+            and the run wants to stop then.
         TerminatedError: SIGTERM came; the state is saved.
     """
     run, stop = job.run, StopRequest()
-    if run.batch_size % ranks.world_size:
-        raise BadInputError(
-            f"{run.name}: batch_size {run.batch_size} must be a multiple of {ranks.world_size} processes"
-        )
-    pairs = Pairs.of(Images.decode(_cohort(job.inputs)), run)
     encoder, head = _networks(job)
-    plain = nn.Sequential(encoder, head)
-    model = ranks.wrap(plain)
-    peak = scaled_learning_rate(run.learning_rate, run.batch_size, run.learning_rate_scaling)
-    optimizer = lars(model, lr=peak, weight_decay=run.weight_decay)
-    first_step, history = _resume(job, plain, optimizer)
+    model = contrastive.prepare(encoder, head, run, ranks)
+    pairs = Pairs.of(Images.decode(_cohort(job.inputs)), run)
+    training = _Training(job, ranks, encoder, head, model)
     if ranks.is_first:
-        say(f"pretrain {run.name}: {len(pairs)} units, {len(pairs.images)} images, from step {first_step}")
-    progress = Progress(f"pretrain {run.name}", run.num_steps, unit="steps", done=first_step)
-    every = max(1, run.num_steps // NUM_HISTORY_POINTS)
+        say(f"pretrain {run.name}: {len(pairs)} units, {len(pairs.images)} images, from step {training.step}")
     model.train()
-    for step in range(first_step, run.num_steps):
-        rate = warmup_cosine(step, peak=peak, warmup_steps=run.warmup_steps, total_steps=run.num_steps)
-        measured = _step(
-            pairs, model, optimizer, step, rate, ranks, measure=step % every == 0 or step + 1 == run.num_steps
-        )
-        history += [(name, step, value) for name, value in measured.items()]
-        if ranks.is_first:
-            progress.update(step + 1, f"loss {history[0][2]:.3f} → {_last_loss(history):.3f}" if history else "")
+    while training.step < run.num_steps:
+        with training.throughput.waiting_for_data():
+            views = pairs.views(training.step, ranks)
+        training.advance(views)
         stopping = ranks.any(stop.requested)
-        if ranks.is_first and (stopping or (step + 1) % run.checkpoint_every_steps == 0):
-            state = {"step": step + 1, "model": plain.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(job.work_dir, state | {"history": history})
+        if stopping or training.step % run.checkpoint_every_steps == 0:
+            training.save()
         if stopping:
-            raise TerminatedError(f"pretrain {run.name} stopped after step {step + 1}; run again to go on")
-    if ranks.is_first:
-        _warn_of_collapse(run, history)
-        save_weights(encoder, job.out_dir / layout.ENCODER)
-        save_weights(head, job.out_dir / layout.PROJECTION_HEAD)
-        write_history(run.name, history, job.out_dir / layout.HISTORY)
+            raise TerminatedError(f"pretrain {run.name} stopped after step {training.step}; run again to go on")
+    training.keep()
     ranks.wait()
 
 
@@ -173,60 +161,77 @@ def _networks(job: PretrainJob) -> tuple[ResNet, ProjectionHead]:
     return encoder, head
 
 
-def _resume(job: PretrainJob, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, History]:
-    state = load_state(job.work_dir)
-    if state is None:
-        return 0, []
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), [(str(m), int(s), float(v)) for m, s, v in state["history"]]
+class _Training:
+    """One run in training: networks, optimiser, curves, and who watches them."""
 
+    def __init__(self, job: PretrainJob, ranks: Ranks, encoder: ResNet, head: ProjectionHead, model: nn.Module) -> None:
+        """Start the run, or go on from the state in `job.work_dir`."""
+        self.job, self.run, self.ranks = job, job.run, ranks
+        self.encoder, self.head, self.model = encoder, head, model
+        self.plain = nn.Sequential(encoder, head)
+        self.peak = scaled_learning_rate(self.run.learning_rate, self.run.batch_size, self.run.learning_rate_scaling)
+        self.optimizer = lars(self.plain, lr=self.peak, weight_decay=self.run.weight_decay)
+        self.step, self.history, self.monitored = 0, History(), History()
+        if state := load_state(job.work_dir):
+            self.plain.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+            self.history, self.monitored = from_state(state["history"]), from_state(state["monitored"])
+        self.probe = Probe.prepare(job) if ranks.is_first else None
+        self.probe_every = self.probe.every_steps(job, ranks.world_size) if self.probe else 0
+        self.divergence = Divergence(self.run, ranks.device)
+        self.progress = Progress(f"pretrain {self.run.name}", self.run.num_steps, unit="steps", done=self.step)
+        self.throughput = Throughput(2 * self.run.batch_size, self.progress, ranks.device)
 
-def _step(
-    pairs: Pairs,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    rate: float,
-    ranks: Ranks,
-    *,
-    measure: bool,
-) -> dict[str, float]:
-    """One optimiser step; what was measured, empty unless asked for."""
-    run = pairs.run
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    view_a, view_b = pairs.views(step, ranks)
-    z_a_ND, z_b_ND = model(torch.cat([view_a, view_b])).chunk(2)
-    z_a_ND, z_b_ND = ranks.gather(z_a_ND), ranks.gather(z_b_ND)
-    loss = nt_xent(z_a_ND, z_b_ND, temperature=run.temperature, reduction=run.loss_reduction)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    if not math.isfinite(loss.item()):
-        raise BadInputError(f"pretrain {run.name}: the loss is {loss.item()} at step {step}; lower learning_rate")
-    if not measure:
-        return {}
-    with torch.no_grad():
-        accuracy, entropy = contrastive_metrics(z_a_ND, z_b_ND, run.temperature)
-        spread = nn.functional.normalize(z_a_ND).std(dim=0).mean() * math.sqrt(z_a_ND.shape[1])
-    return {
-        "loss": loss.item(),
-        "contrastive_accuracy": float(accuracy),
-        "contrastive_entropy": float(entropy),
-        "projection_std": float(spread),
-        "learning_rate": rate,
-    }
+    def advance(self, views: tuple[Tensor, Tensor]) -> None:
+        """One optimiser step, and whatever is due to be told about it."""
+        run, step = self.run, self.step
+        rate = warmup_cosine(step, peak=self.peak, warmup_steps=run.warmup_steps, total_steps=run.num_steps)
+        outcome = contrastive.train_step(self.model, self.optimizer, views, run, self.ranks, learning_rate=rate)
+        self.divergence.note(outcome.loss)
+        self.step = step + 1
+        is_over, every = self.step == run.num_steps, max(1, run.num_steps // NUM_HISTORY_POINTS)
+        is_point = step % every == 0 or is_over
+        if is_point or step % MAX_STEPS_UNCHECKED == 0:
+            self.divergence.refuse(self.plain, step)
+        if is_point:
+            measured = measure(outcome, run, self.ranks) | {"learning_rate": rate}
+            self.history += [(name, step, value) for name, value in measured.items()]
+            watch_collapse(self.history, run, step, speaks=self.ranks.is_first)
+            self.monitored += [(name, step, value) for name, value in self.throughput.measure(self.step).items()]
+        if self.probe and (self.step % self.probe_every == 0 or is_over):
+            self._probe(self.probe)
+        if self.ranks.is_first:
+            self.progress.update(self.step, self._summary())
 
+    def _probe(self, probe: Probe) -> None:
+        scores = probe.scores(self.encoder, precision=self.run.precision, device=self.ranks.device)
+        self.monitored += [(name, self.step - 1, value) for name, value in scores.items()]
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
+        say(f"pretrain {self.run.name}: step {self.step}: frozen representation: {shown or 'not evaluable'}")
+        self.throughput.begin_window()
 
-def _last_loss(history: History) -> float:
-    return next(value for name, _, value in reversed(history) if name == "loss")
+    def _summary(self) -> str:
+        """Loss and speed for the progress line."""
+        first = next(value for name, _, value in self.history if name == "loss")
+        speed, waited = last(self.monitored, "images_per_s"), last(self.monitored, "data_wait_share")
+        return f"loss {first:.3f} → {last(self.history, 'loss'):.3f}, {speed:.4g} images/s, {waited:.0%} waiting"
 
+    def save(self) -> None:
+        """Write the state from which the run can go on."""
+        self.divergence.refuse(self.plain, self.step - 1)
+        if self.ranks.is_first:
+            state = {"step": self.step, "model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+            save_state(self.job.work_dir, state | {"history": self.history, "monitored": self.monitored})
 
-def _warn_of_collapse(run: PretrainRun, history: History) -> None:
-    spread = next(value for name, _, value in reversed(history) if name == "projection_std")
-    if spread < COLLAPSED_STD:
-        say(f"warning: pretrain {run.name}: the projections have collapsed (std {spread:.4f}); lower learning_rate")
+    def keep(self) -> None:
+        """Write the result, and beside the state what was monitored."""
+        self.divergence.refuse(self.plain, self.step - 1)
+        if self.ranks.is_first:
+            save_weights(self.encoder, self.job.out_dir / layout.ENCODER)
+            save_weights(self.head, self.job.out_dir / layout.PROJECTION_HEAD)
+            write_history(self.run.name, self.history, self.job.out_dir / layout.HISTORY)
+            write_history(self.run.name, self.monitored, self.job.work_dir / layout.MONITORED)
 
 
 if __name__ == "__main__":
