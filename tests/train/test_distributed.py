@@ -20,7 +20,7 @@ NUM_PAIRS = 12
 
 # What each rank does; one process imports torch and forks all ranks of all worlds.
 PROGRAM = """
-import os, sys, torch
+import os, sys, torch, torch._dynamo  # which DistributedDataParallel imports: here once for all ranks
 torch.set_num_threads(1)
 from test_distributed import NUM_PAIRS, WORLD_SIZES, images, network, projections, uneven
 from medssl.model.losses import nt_xent
