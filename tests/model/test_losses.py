@@ -1,9 +1,13 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from medssl.model import losses, similarities
 from medssl.model.losses import contrastive_metrics, masked_bce, nt_xent, set_cross_entropy
 
 
@@ -23,6 +27,32 @@ def loop_nt_xent(z_a, z_b, temperature):
         log_sum = top + math.log(sum(math.exp(s - top) for s in scores.values()))
         total += log_sum - scores[(i + num_pairs) % (2 * num_pairs)]
     return total / (2 * num_pairs)
+
+
+def dense_gradients(z_a, z_b, temperature):
+    """Loss and gradients for both views from the whole matrix, in float64."""
+    pair = [z.detach().double().requires_grad_() for z in (z_a, z_b)]
+    z = functional.normalize(torch.cat(pair), dim=1)
+    logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+    loss = functional.cross_entropy(logits, torch.arange(len(z)).roll(len(z_a)))
+    return loss.detach(), torch.stack(torch.autograd.grad(loss, pair))
+
+
+def distance(found, expected):
+    """Norm of the difference relative to what is expected."""
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+class Sizes(TorchDispatchMode):
+    """Remembers the largest number of values of any tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.untyped_storage().nbytes() // result.itemsize)
+        return result
 
 
 def projections(num_pairs, dim, seed=0, dtype=torch.float64):
@@ -77,8 +107,72 @@ def test_loss_depends_on_the_pairing():
 
 
 def test_gradients_equal_finite_differences():
-    pair = [z.requires_grad_() for z in projections(4, 3)]
-    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.3, reduction="paper"), pair, atol=1e-6)
+    for num_pairs, temperature in [(4, 0.3), (1, 0.3), (4, 0.01)]:
+        pair = [z.requires_grad_() for z in projections(num_pairs, 3)]
+        loss = partial(nt_xent, temperature=temperature, reduction="paper")
+        assert torch.autograd.gradcheck(loss, pair, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_pairs", [6, 7, 50])
+@pytest.mark.parametrize("temperature", [0.1, 1e-3])
+@pytest.mark.parametrize("kept_bytes", [0, 5000, 1 << 20])
+def test_many_blocks_kept_or_computed_anew_have_the_gradients_of_the_whole_matrix(
+    monkeypatch, num_pairs, temperature, kept_bytes
+):
+    monkeypatch.setattr(similarities, "CPU_BLOCK_ROWS", 8)
+    monkeypatch.setattr(similarities, "KEPT_BYTES", kept_bytes)
+    pair = [z.requires_grad_() for z in projections(num_pairs, 5)]
+    expected, gradients = dense_gradients(*pair, temperature)
+    loss = nt_xent(*pair, temperature=temperature, reduction="code")
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(2 * expected.item(), rel=1e-12)
+    assert distance(torch.stack([z.grad for z in pair]), 6 * gradients) < 1e-10
+
+
+@pytest.mark.parametrize(("product_dtype", "tolerance"), [(None, 1e-6), (torch.bfloat16, 2e-3)])
+def test_value_and_gradients_of_float32_projections_are_those_of_float64(product_dtype, tolerance):
+    z_a, noise = projections(600, 64, dtype=torch.float32)
+    pair = [z_a.requires_grad_(), (z_a.detach() + noise).requires_grad_()]
+    expected, gradients = dense_gradients(*pair, 0.1)
+    loss = nt_xent(*pair, temperature=0.1, reduction="paper", product_dtype=product_dtype)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert distance(torch.stack([z.grad for z in pair]), gradients) < 2 * tolerance
+
+
+def test_a_solved_batch_keeps_its_tiny_loss_and_gradients():
+    """The loss of orthogonal pairs at this temperature is 14 e^-20: lost if 20 is subtracted from its logarithm."""
+    z = torch.eye(8).requires_grad_()
+    loss = nt_xent(z, z.detach(), temperature=0.05, reduction="paper")
+    loss.backward()
+    assert loss.item() == pytest.approx(14 * math.exp(-20), rel=1e-4)
+    others = z.grad[~torch.eye(8, dtype=torch.bool)]
+    # Both views of each other image, in both views' softmax, over 16 views.
+    assert others.numpy() == pytest.approx(4 * math.exp(-20) / 0.05 / 16, rel=1e-4)
+
+
+def test_no_tensor_grows_with_the_square_of_the_batch():
+    z_a, z_b = (z.requires_grad_() for z in projections(2000, 4, dtype=torch.float32))
+    with Sizes() as made:
+        nt_xent(z_a, z_b, temperature=0.1, reduction="paper").backward()
+        contrastive_metrics(z_a, z_b, 0.1)
+    assert made.largest <= max(similarities.CPU_BLOCK_ROWS**2, losses.METRICS_ROWS * 2000)
+
+
+@pytest.mark.parametrize("num_views", [2, 24, 100, 770, 5000])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_ranks_share_the_upper_triangle_evenly_and_without_cutting_a_pair(num_views, world_size):
+    shares = [similarities.own_blocks(num_views, 384, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = np.zeros((num_views, num_views), dtype=int)
+    for rows, columns in (block for share in shares for block in share):
+        assert rows.start % 2 == 0
+        assert rows.stop % 2 == 0
+        seen[rows, columns] += 1
+        if rows != columns:
+            seen[columns, rows] += 1
+    assert (seen == 1).all()
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_tiny_temperature_and_half_precision_stay_finite():
@@ -101,13 +195,14 @@ def test_unpaired_projections_and_cold_temperatures_are_refused(function):
         function(torch.ones(3, 4), torch.ones(3, 4), temperature=0, **more)
 
 
-def test_contrastive_metrics_equal_a_numpy_softmax():
-    z_a, z_b = projections(6, 3)
+@pytest.mark.parametrize("num_pairs", [6, losses.METRICS_ROWS + 3])
+def test_contrastive_metrics_equal_a_numpy_softmax(num_pairs):
+    z_a, z_b = projections(num_pairs, 3)
     a, b = (z.numpy() / np.linalg.norm(z.numpy(), axis=1, keepdims=True) for z in (z_a, z_b))
     p = np.exp(a @ b.T / 0.5)
     p /= p.sum(axis=1, keepdims=True)
     accuracy, entropy = contrastive_metrics(z_a, z_b, 0.5)
-    assert accuracy.item() == pytest.approx((p.argmax(axis=1) == np.arange(6)).mean())
+    assert accuracy.item() == pytest.approx((p.argmax(axis=1) == np.arange(num_pairs)).mean())
     assert entropy.item() == pytest.approx(-(p * np.log(p)).sum(axis=1).mean(), rel=1e-12)
 
 

@@ -1,13 +1,19 @@
 """Losses and their monitors: NT-Xent for pretraining, masked binary cross-entropy for findings.
 
-Shape suffixes: N pairs or images, M = 2N views, D projection, C findings.
+Shape suffixes: N pairs or images, L = 2N views, R rows of a strip, D projection, C findings,
+M cases, K conditions.
 """
 
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
+
+from medssl.model.similarities import MeanNTXent
+
+METRICS_ROWS = 256  # rows of a strip of similarities, of which there are never more at once
 
 
 def _normalised(z_a_ND: Tensor, z_b_ND: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +27,15 @@ def _normalised(z_a_ND: Tensor, z_b_ND: Tensor, temperature: float) -> tuple[Ten
     return functional.normalize(z_a_ND.to(dtype), dim=1), functional.normalize(z_b_ND.to(dtype), dim=1)
 
 
-def nt_xent(z_a_ND: Tensor, z_b_ND: Tensor, *, temperature: float, reduction: Literal["paper", "code"]) -> Tensor:
+def nt_xent(
+    z_a_ND: Tensor,
+    z_b_ND: Tensor,
+    *,
+    temperature: float,
+    reduction: Literal["paper", "code"],
+    product_dtype: torch.dtype | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     r"""NT-Xent loss over the 2N views of a batch (SimCLR, eq. 1).
 
     Each view has one positive, its other view, and 2N - 2 negatives, all other views of the batch:
@@ -29,13 +43,18 @@ def nt_xent(z_a_ND: Tensor, z_b_ND: Tensor, *, temperature: float, reduction: Li
         l(i, j) = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ),   s = dot product of unit vectors,
         L = 1 / 2N * sum over pairs of l(i, j) + l(j, i).
 
-    Negatives are the batch that is passed: ranks gather their projections before, not here.
+    Memory grows with N, not with its square. Within a process group the batch is that of all its ranks, of which each
+    computes its share: every rank gets the loss of the whole batch, and gradients that DistributedDataParallel, which
+    averages them, turns into those of one process with the whole batch.
 
     Args:
-        z_a_ND: Projections of view a, float, shape (N, D); normalised here.
+        z_a_ND: Projections of view a, float, shape (N, D); normalised here. Of this rank, and of equal N on each.
         z_b_ND: Projections of view b; row i shows the same image (or patient) as z_a_ND[i].
         temperature: Dimensionless, > 0.
         reduction: "paper" averages, as above; "code" sums the two directions, as Google's code: twice that.
+        product_dtype: Of the factors of matrix products, such as torch.bfloat16; sums, exponentials and positives stay
+            in float32. None: not rounded. Without effect below a temperature of 1/64, which would amplify the rounding.
+        group: The ranks whose batches are one. None: this process alone.
 
     Returns:
         float32 scalar, also under autocast (float64 for float64 projections); with "paper" log(2N - 1) when
@@ -48,11 +67,8 @@ def nt_xent(z_a_ND: Tensor, z_b_ND: Tensor, *, temperature: float, reduction: Li
         Chen et al. 2020, A Simple Framework for Contrastive Learning, section 2.1.
     """
     with torch.autocast(z_a_ND.device.type, enabled=False):
-        z_MD = torch.cat(_normalised(z_a_ND, z_b_ND, temperature))
-        logits_MM = z_MD @ z_MD.T / temperature
-        logits_MM = logits_MM.masked_fill(torch.eye(len(z_MD), dtype=torch.bool, device=z_MD.device), -torch.inf)
-        positive_M = torch.arange(len(z_MD), device=z_MD.device).roll(len(z_a_ND))
-        mean = functional.cross_entropy(logits_MM, positive_M)
+        z_LD = torch.stack(_normalised(z_a_ND, z_b_ND, temperature), dim=1).flatten(0, 1)
+        mean: Tensor = MeanNTXent.apply(z_LD, temperature, product_dtype, group)
     return mean if reduction == "paper" else 2 * mean
 
 
@@ -75,13 +91,15 @@ def contrastive_metrics(z_a_ND: Tensor, z_b_ND: Tensor, temperature: float) -> t
     Raises:
         ValueError: On differing shapes or a non-positive temperature.
     """
+    correct, entropy = [], []
     with torch.autocast(z_a_ND.device.type, enabled=False):
         z_a_ND, z_b_ND = _normalised(z_a_ND, z_b_ND, temperature)
-        log_p_NN = functional.log_softmax(z_a_ND @ z_b_ND.T / temperature, dim=1)
-    own_N = torch.arange(len(z_a_ND), device=z_a_ND.device)
-    accuracy = (log_p_NN.argmax(dim=1) == own_N).to(log_p_NN.dtype).mean()
-    entropy = -(log_p_NN.exp() * log_p_NN).sum(dim=1).mean()
-    return accuracy, entropy
+        own_N = torch.arange(len(z_a_ND), device=z_a_ND.device)
+        for own_R, z_a_RD in zip(own_N.split(METRICS_ROWS), z_a_ND.split(METRICS_ROWS), strict=True):
+            log_p_RN = functional.log_softmax(z_a_RD @ z_b_ND.T / temperature, dim=1)
+            correct.append(log_p_RN.argmax(dim=1) == own_R)
+            entropy.append(-(log_p_RN.exp() * log_p_RN).sum(dim=1))
+    return torch.cat(correct).to(z_a_ND.dtype).mean(), torch.cat(entropy).mean()
 
 
 def masked_bce(logits_NC: Tensor, targets_NC: Tensor, mask_NC: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from medssl.model.sync_norm import synchronised
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -31,30 +33,36 @@ class Ranks:
         """Whether this process writes and talks for all."""
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """All ranks, or None of one alone."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
+    @torch.no_grad()
     def gather(self, z_ND: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, (W·N, D); gradients flow back to the rank they came from.
-
-        The backward pass sums the gradients of all ranks, and DistributedDataParallel averages over ranks; where
-        every rank computes the same loss over all rows, the two cancel to one process's gradient.
-        """
+        """Rows of all ranks in rank order, (W·N, D), without gradients; every rank has equally many."""
         if self.world_size == 1:
-            return z_ND
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(list(all_gather(z_ND)))
+            return z_ND.detach()
+        gathered = z_ND.new_empty(self.world_size * len(z_ND), *z_ND.shape[1:])
+        dist.all_gather_single(gathered, z_ND.detach().contiguous())
+        return gathered
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on this device in channels-last layout (faster everywhere), gradients averaged over the ranks.
+        """`module` on this device in channels-last layout (faster everywhere), one model over all ranks.
 
-        Batch norm statistics are synchronised on GPUs; torch has no CPU version of that.
+        Gradients are averaged over the ranks, and batch norms see the rows of all ranks, which keeps their running
+        statistics equal too.
         """
         module = module.to(device=self.device).to(memory_format=torch.channels_last)
-        if self.world_size == 1:
+        if self.group is None:
             return module
         if self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index])
-        return nn.parallel.DistributedDataParallel(module)
+            devices = [self.device.index]
+        else:
+            module = synchronised(module, self.group)
+            devices = None
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def weight_of(self, count: Tensor) -> Tensor:
         """Factor by which a mean over `count` terms of this rank enters the mean over the terms of all ranks.
