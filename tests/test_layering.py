@@ -30,6 +30,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("medssl.model", "medssl.train"),
     "torchvision": ("medssl.model", "medssl.train"),
     "safetensors": ("medssl.model", "medssl.train"),
+    "timm": ("medssl.model",),
     "apache_beam": ("medssl.data.shards",),
     "mlflow": ("medssl.tracking",),
     "sklearn": ("medssl.metrics",),

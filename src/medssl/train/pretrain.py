@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from medssl import layout, schema
 from medssl.config import PretrainRun
 from medssl.exit_codes import BadInputError, TerminatedError
+from medssl.model.encoder import Encoder
 from medssl.model.losses import contrastive_metrics, nt_xent
-from medssl.model.networks import ProjectionHead, ResNet
+from medssl.model.networks import ProjectionHead, build_encoder
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet
 from medssl.train import augment
@@ -158,9 +159,9 @@ def run_augmentation(run: PretrainRun) -> augment.Augmentation:
     )
 
 
-def _networks(job: PretrainJob) -> tuple[ResNet, ProjectionHead]:
+def _networks(job: PretrainJob) -> tuple[Encoder, ProjectionHead]:
     torch.manual_seed(job.run.seed)
-    encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)
+    encoder = build_encoder(job.encoder, image_channels=job.channels)
     head = ProjectionHead(encoder.representation_dim)
     if job.initial_dir is not None:
         load_weights(encoder, job.initial_dir / layout.ENCODER)
