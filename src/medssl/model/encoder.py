@@ -42,7 +42,9 @@ class Encoder(nn.Module):
         self._in_channels = in_channels
         self._is_scaled = bool(mean)
         for name, values in (("_mean_C11", mean), ("_std_C11", std)):
-            self.register_buffer(name, torch.tensor(list(values)).reshape(-1, 1, 1), persistent=False)
+            # On the CPU even where the network is built without values: no file of weights will fill them.
+            scale_C11 = torch.tensor(list(values), dtype=torch.float32, device="cpu").reshape(-1, 1, 1)
+            self.register_buffer(name, scale_C11, persistent=False)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Representations, shape (N, D), of images in [0, 1]."""

@@ -6,11 +6,21 @@ from typing import Any
 
 from medssl import layout
 from medssl.model.published.conversion import AUTO, FORMS, convert
+from medssl.model.published.files import open_checkpoint
 from medssl.store import write_json
 from medssl.train.checkpoint import save_weights
 from medssl.train.history import write_history
 
 FORMATS = (AUTO, *FORMS)
+
+
+def source_digests(path: Path) -> dict[str, str]:
+    """SHA-256 in hex of each file of a checkpoint, by what its name ends with.
+
+    Raises:
+        WeightsError: It cannot be opened.
+    """
+    return dict(open_checkpoint(path).digests)
 
 
 def import_weights(

@@ -37,7 +37,8 @@ class Imported:
         head_note: "imported", or why there is none.
         form: The format that was read.
         digests: SHA-256 in hex of each file, by what its name ends with.
-        left_out: Names of tensors that are no part of the encoder or its head, and of what lay beside all tensors.
+        left_out: Names of tensors that are no part of the encoder or its head, and of what lay beside all tensors;
+            not of batch norms' counts of batches, which nothing here reads.
     """
 
     config: EncoderConfig
@@ -91,7 +92,8 @@ def convert(
     _fill(encoder, checkpoint, names, others, chosen, path.name)
     head, head_note, head_names = _head(checkpoint, chosen, encoder.representation_dim, path.name)
     used = {*names.values(), *head_names}
-    left_out = (*sorted(set(checkpoint.tensors) - used), *checkpoint.beside)
+    unused = sorted(name for name in checkpoint.tensors if name not in used and not name.endswith(_COUNT))
+    left_out = (*unused, *checkpoint.beside)
     return Imported(config, encoder, head, head_note, chosen, checkpoint.digests, left_out)
 
 
