@@ -237,9 +237,31 @@ def test_a_study_file_that_is_absent_or_a_folder_is_told_without_its_path(tmp_pa
 
 def test_floats_that_kfp_makes_of_integers_are_integers_again_and_others_are_not() -> None:
     assert validate(EncoderConfig, {"depth": 50.0, "width": 1}, "x").depth == 50
+    assert validate(EncoderConfig, {"input_channels": 3.0}, "x").input_channels == 3
     assert validate(ShardConfig, {"image_size_px": 64.0}, "x").image_size_px == 64
     with pytest.raises(ConfigError):
         validate(ShardConfig, {"image_size_px": 64.5}, "x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"family": "bit", "depth": 18}, "found 18 and 1"),
+        ({"family": "bit", "depth": 50, "width": 0.5}, "found 50 and 0.5"),
+        ({"family": "bit", "depth": 50, "pool_padding": "symmetric"}, "of the family resnet"),
+        ({"depth": 50, "has_first_projection": False}, "only depths 18 and 34"),
+        ({"input_mean": [0.5]}, "one number for all or one a channel"),
+        ({"input_mean": [0.5, 0.5, 0.5], "input_std": [1, 1, 1]}, "with input_channels 0"),
+        ({"input_mean": [0.5], "input_std": [0]}, "greater than 0"),
+    ],
+)
+def test_an_encoder_that_does_not_exist_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(EncoderConfig, settings, "encoder")
+
+
+def test_a_bit_encoder_is_named_as_the_papers_table_of_best_models_names_it() -> None:
+    assert EncoderConfig(family="bit", depth=101, width=3).display_name == "ResNet-101 (3x)"
 
 
 def test_a_digest_knows_values_not_their_order_or_number_type() -> None:

@@ -30,6 +30,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("medssl.model", "medssl.train"),
     "torchvision": ("medssl.model", "medssl.train"),
     "safetensors": ("medssl.model", "medssl.train"),
+    "timm": ("medssl.model",),
     "apache_beam": ("medssl.data.shards",),
     "mlflow": ("medssl.tracking",),
     "sklearn": ("medssl.metrics",),
@@ -47,7 +48,7 @@ def layer_of(module: str) -> str | None:
         return top
     if top != "medssl":
         return None
-    if rest in ("__main__", "table_commands"):
+    if rest in ("__main__", "table_commands", "weight_commands"):
         return "command"
     part = rest.partition(".")[0]
     return part if part in MAY_IMPORT else BASE

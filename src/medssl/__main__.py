@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import layout, schema, table_commands
+from medssl import layout, schema, table_commands, weight_commands
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -328,6 +328,9 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     locate.add_argument("image_id", help="as an error message or the report names it")
     _add_store(locate)
     locate.set_defaults(command=_locate)
+    published = commands.add_parser("import-weights", help="make a checkpoint of published weights")
+    _add_store(published)
+    weight_commands.add(published, _store)
     check = commands.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
     check.add_argument("folder", type=Path, help="its files are read, and nothing is changed")
     check.add_argument("--quick", action="store_true", help="do not decode the stored images")

@@ -298,14 +298,42 @@ class ShardConfig(Section):
 
 
 class EncoderConfig(Section):
-    """A SimCLR-style ResNet (spec 1.2)."""
+    """A SimCLR-style ResNet (spec 1.2), or BiT's (Kolesnikov et al. 2020), and the input that its weights expect.
 
+    All but family, depth and width is for imported weights: `medssl import-weights` prints what they need.
+    """
+
+    family: Literal["resnet", "bit"] = "resnet"
     depth: Literal[18, 34, 50, 101, 152] = 50
     width: float = Field(1.0, ge=1 / 64, le=8)  # the stem has 64 filters: below, none is left
+    pool_padding: Literal["same", "symmetric"] = "same"  # TensorFlow's or torchvision's max-pool
+    has_first_projection: bool = True  # false: torchvision's ResNet-18 and 34
+    # Channels that the weights take; 0: as many as the images. Grey images are repeated for weights of three.
+    input_channels: Literal[0, 1, 3] = 0
+    # Of each channel of an image in [0, 1]; empty: [0, 1] as SimCLR, [-1, 1] as BiT.
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.family == "bit":
+            if self.depth < 50 or self.width not in (1, 2, 3, 4):
+                raise ValueError(
+                    "a BiT encoder has depth 50, 101 or 152 and width 1, 2, 3 or 4, "
+                    f"found {self.depth} and {self.width:g}"
+                )
+            if self.pool_padding != "same" or not self.has_first_projection:
+                raise ValueError("pool_padding and has_first_projection are of the family resnet; leave them out")
+        elif self.depth >= 50 and not self.has_first_projection:
+            raise ValueError("has_first_projection: only depths 18 and 34 exist without it")
+        if len(self.input_mean) != len(self.input_std) or len(self.input_mean) not in (0, 1, self.input_channels):
+            found = f"{list(self.input_mean)} and {list(self.input_std)} with input_channels {self.input_channels}"
+            raise ValueError(f"input_mean and input_std need one number for all or one a channel, found {found}")
+        return self
 
     @property
     def display_name(self) -> str:
-        """The name as the paper's tables print it."""
+        """The name as the paper's tables print it; they call BiT's network alike and name BiT in the method."""
         return f"ResNet-{self.depth} ({self.width:g}x)"
 
 

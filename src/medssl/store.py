@@ -36,7 +36,7 @@ MAKER: Mapping[str, str] = MappingProxyType(
         "splits": "assign_splits",
         "shards": "write_shards",
         "dataset": "prepare_dataset",
-        "checkpoint": "pretrain",
+        "checkpoint": "pretrain or import_weights",
         "catalog": "collect",
         "scores": "finetune (search)",
         "selection": "select",

@@ -2,10 +2,15 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
+from torch.nn import functional
 
-from medssl.model.networks import Classifier, ProjectionHead, ResNet, _max_pool_same
+from medssl.config import EncoderConfig
+from medssl.exit_codes import BadInputError
+from medssl.model.bit import BiT
+from medssl.model.networks import Classifier, ProjectionHead, ResNet, _max_pool_same, build_encoder
 
 
 @pytest.mark.parametrize(("depth", "width", "millions"), [(50, 1, 23.51), (50, 4, 375.38), (152, 2, 232.25)])
@@ -120,7 +125,103 @@ def test_a_case_is_classified_by_the_mean_of_its_images_representations():
     torch.testing.assert_close(fused, torch.stack([(alone[0] + alone[1]) / 2, alone[2]]))
 
 
-@pytest.mark.parametrize("options", [{"depth": 20, "width": 1}, {"depth": 18, "width": 0.001}])
-def test_impossible_networks_are_refused(options):
-    with pytest.raises(ValueError, match=r"depth is 20|no filter"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 20, "width": 1}, "depth is 20"),
+        ({"depth": 18, "width": 0.001}, "no filter"),
+        ({"depth": 50, "width": 1, "has_first_projection": False}, "leave it in"),
+        ({"depth": 18, "width": 1, "mean": (0.5, 0.5), "std": (1, 1)}, "do not fit 3 channels"),
+    ],
+)
+def test_impossible_networks_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         ResNet(**options)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(18, 1), (50, 0.5)])
+def test_a_bit_network_that_does_not_exist_is_refused(depth, width):
+    with pytest.raises(ValueError, match="BiT has depths"):
+        BiT(depth=depth, width=width)
+
+
+@pytest.mark.parametrize(("depth", "width", "millions"), [(50, 1, 23.50), (101, 3, 381.79), (152, 4, 928.34)])
+def test_bit_has_the_parameter_counts_that_are_published(depth, width, millions):
+    with torch.device("meta"):
+        encoder = BiT(depth=depth, width=width)
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 2) == millions
+    assert encoder.representation_dim == 2048 * width
+
+
+@pytest.fixture(scope="module")
+def bit() -> BiT:
+    torch.manual_seed(0)
+    return BiT(depth=50, width=1).eval()
+
+
+def test_bit_is_timms_network_without_its_classifier_on_images_scaled_to_minus_one_to_one(bit):
+    theirs = timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=0).eval()
+    theirs.load_state_dict(bit.network.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(bit(images), theirs(images * 2 - 1))
+
+
+def test_a_bit_unit_is_a_preactivated_bottleneck_of_standardised_kernels(bit):
+    unit = bit.network.stages[0].blocks[1]
+    x = torch.randn(1, 256, 5, 5)
+
+    def convolved(x, conv):
+        kernel = conv.weight.double()
+        mean = kernel.mean(dim=(1, 2, 3), keepdim=True)
+        kernel = (kernel - mean) / kernel.var(dim=(1, 2, 3), keepdim=True, correction=0).sqrt()
+        return functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+
+    def activated(x):
+        groups = x.reshape(1, 32, -1)
+        normal = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return normal.reshape(x.shape).relu()
+
+    expected = x.double()
+    for conv in (unit.conv1, unit.conv2, unit.conv3):
+        expected = convolved(activated(expected), conv)
+    with torch.no_grad():
+        torch.testing.assert_close(unit(x), (expected + x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_settings_choose_the_encoder():
+    with torch.device("meta"):
+        assert isinstance(build_encoder(EncoderConfig(family="bit", depth=101, width=3), image_channels=3), BiT)
+        small = build_encoder(EncoderConfig(depth=18, width=0.125), image_channels=1)
+        taught = build_encoder(EncoderConfig(depth=18, has_first_projection=False, input_channels=3), image_channels=1)
+    assert small.stem[0].in_channels == 1
+    assert taught.stem[0].in_channels == 3
+    assert isinstance(taught.groups[0][0].shortcut, nn.Identity)
+    assert isinstance(taught.groups[1][0].shortcut, nn.Sequential)
+    with pytest.raises(BadInputError, match="these have 3; set shards"):
+        build_encoder(EncoderConfig(input_channels=1), image_channels=3)
+
+
+def test_grey_images_are_repeated_and_scaled_as_the_weights_expect():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    config = EncoderConfig(depth=18, width=0.25, input_channels=3, input_mean=mean, input_std=std)
+    torch.manual_seed(1)
+    encoder = build_encoder(config, image_channels=1).eval()
+    plain = ResNet(depth=18, width=0.25).eval()
+    plain.load_state_dict(encoder.state_dict())  # the scale is no part of the state
+    grey = torch.rand(2, 1, 48, 48)
+    scaled = torch.cat([(grey - m) / s for m, s in zip(mean, std, strict=True)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(grey), plain(scaled))
+        torch.testing.assert_close(encoder(grey), encoder(grey.repeat(1, 3, 1, 1)))
+
+
+def test_a_symmetric_pool_is_torchs():
+    torch.manual_seed(2)
+    encoder = ResNet(depth=18, width=0.25, pool_padding="symmetric").eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder.groups(nn.MaxPool2d(3, 2, 1)(encoder.stem(images))).mean(dim=(2, 3))
+        torch.testing.assert_close(encoder(images), expected)
+        encoder.pool_padding = "same"
+        assert not torch.allclose(encoder(images), expected)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from medssl.model.bit import BiT
 from medssl.train.optim import (
     LARS,
     lars,
@@ -116,6 +117,15 @@ def test_parameters_are_split_by_type_once_each_and_without_frozen_ones():
     regularised, excluded = split_parameters(module, exclude_biases=False)
     assert [id(p) for p in regularised] == [id(linear.weight), id(linear.bias)]
     assert [id(p) for p in excluded] == [id(norm.weight), id(norm.bias)]
+
+
+def test_group_norms_count_as_norms_those_of_bit_too():
+    with torch.device("meta"):
+        encoder = BiT(depth=50, width=1)
+    regularised, excluded = split_parameters(encoder, exclude_biases=False)
+    assert {p.ndim for p in regularised} == {4}
+    assert len(regularised) == 3 * (3 + 4 + 6 + 3) + 4 + 1  # units, projections, stem
+    assert len(excluded) == 2 * (3 * (3 + 4 + 6 + 3) + 1)
 
 
 def test_lars_over_a_module_excludes_norms_and_biases():

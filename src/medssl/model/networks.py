@@ -1,17 +1,23 @@
-"""SimCLR's ResNet v1, its projection head and a linear classifier.
+"""Encoders by their settings, SimCLR's ResNet v1, its projection head and a linear classifier.
 
 Shape suffixes: N images, C channels, H and W pixels, D representation, K classes.
 
-Not torchvision's ResNet: the width multiplies every filter count, the first block of every group has a
-projection shortcut, and the max-pool pads as TensorFlow's "SAME", so that published SimCLR weights fit.
+By default not torchvision's ResNet: the width multiplies every filter count, the first block of every group has a
+projection shortcut, and the max-pool pads as TensorFlow's "SAME", so that published SimCLR weights fit. The latter
+two are settings, so that torchvision's weights fit, too.
 """
 
 import math
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from medssl.config import EncoderConfig
+from medssl.exit_codes import BadInputError
+from medssl.model.encoder import Encoder
 
 BASIC_LAYERS: Final = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK_LAYERS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -64,7 +70,7 @@ class _Block(nn.Module):
         return functional.relu(self.branch(x_NCHW) + self.shortcut(x_NCHW))
 
 
-def _block(in_channels: int, filters: int, *, stride: int, is_bottleneck: bool, is_first: bool) -> _Block:
+def _block(in_channels: int, filters: int, *, stride: int, is_bottleneck: bool, has_projection: bool) -> _Block:
     """One block of a group; the stride sits on the (first) 3x3 convolution and on the projection."""
     out_channels = filters * BOTTLENECK_EXPANSION if is_bottleneck else filters
     if is_bottleneck:
@@ -76,13 +82,13 @@ def _block(in_channels: int, filters: int, *, stride: int, is_bottleneck: bool, 
         body = [_conv(in_channels, filters, kernel=3, stride=stride), _batch_norm(filters), nn.ReLU()]
         tail = [_conv(filters, filters, kernel=3), _batch_norm(filters, zero_gamma=True)]
     shortcut: nn.Module = nn.Identity()
-    if is_first:
+    if has_projection:
         projection = _conv(in_channels, out_channels, kernel=1, stride=stride)
         shortcut = nn.Sequential(projection, _batch_norm(out_channels))
     return _Block(nn.Sequential(*head, *body, *tail), shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """SimCLR-style ResNet v1 up to the global average pool.
 
     Attributes:
@@ -92,20 +98,34 @@ class ResNet(nn.Module):
         He et al. 2016, Deep Residual Learning; Chen et al. 2020, section 2.1 and appendix B.
     """
 
-    representation_dim: int
-
-    def __init__(self, *, depth: int, width: float, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: float,
+        in_channels: int = 3,
+        pool_padding: Literal["same", "symmetric"] = "same",
+        has_first_projection: bool = True,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ) -> None:
         """Build a network with freshly drawn weights from torch's generator.
 
         Args:
             depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
             width: Multiplies every filter count, > 0; 1, 2 and 4 in the paper, fractions for small runs.
             in_channels: 3 for colour; 1 for radiographs kept as one channel.
+            pool_padding: Of the max-pool: TensorFlow's "SAME", or torchvision's, one pixel on every side.
+            has_first_projection: Whether the first group begins with a projection shortcut; False only with basic
+                blocks, as in torchvision's ResNet-18 and 34.
+            mean: See `Encoder`; by default images stay in [0, 1], as in SimCLR.
+            std: See `Encoder`.
 
         Raises:
-            ValueError: On a depth that is not listed, or a width or channel count that leaves no filter.
+            ValueError: On a depth that is not listed, a width or channel count that leaves no filter, or bottlenecks
+                without a first projection.
         """
-        super().__init__()
+        super().__init__(in_channels=in_channels, mean=mean, std=std)
         layers = BOTTLENECK_LAYERS.get(depth) or BASIC_LAYERS.get(depth)
         if layers is None:
             known = sorted(BASIC_LAYERS | BOTTLENECK_LAYERS)
@@ -114,32 +134,74 @@ class ResNet(nn.Module):
         if stem_filters < 1 or in_channels < 1:
             raise ValueError(f"width {width} and in_channels {in_channels} leave no filter; use larger values")
         is_bottleneck = depth in BOTTLENECK_LAYERS
+        if is_bottleneck and not has_first_projection:
+            raise ValueError(f"depth {depth} has bottlenecks, whose first group needs its projection; leave it in")
+        self.pool_padding = pool_padding
         self.stem = nn.Sequential(
             _conv(in_channels, stem_filters, kernel=7, stride=2), _batch_norm(stem_filters), nn.ReLU()
         )
         channels = stem_filters
-        groups = []
+        groups: list[nn.Sequential] = []
         for base_filters, group_stride, num_blocks in zip(GROUP_FILTERS, GROUP_STRIDES, layers, strict=True):
             filters = round(base_filters * width)
             blocks = []
             for number in range(num_blocks):
                 is_first = number == 0
                 stride = group_stride if is_first else 1
-                blocks.append(_block(channels, filters, stride=stride, is_bottleneck=is_bottleneck, is_first=is_first))
+                projects = is_first and (has_first_projection or bool(groups))
+                blocks.append(
+                    _block(channels, filters, stride=stride, is_bottleneck=is_bottleneck, has_projection=projects)
+                )
                 channels = filters * BOTTLENECK_EXPANSION if is_bottleneck else filters
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.Sequential(*groups)
         self.representation_dim = channels
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Representations, shape (N, D), of images in [0, 1] (no mean/std normalisation, as in SimCLR).
+    def represent(self, images_NCHW: Tensor) -> Tensor:
+        """Representations, shape (N, D).
 
         The network divides each side by 32 before it averages: any side works, and 64 pixels leave 2x2
         positions. In training mode one image alone with sides of at most 32 has a single value per channel in
         the last group, which batch norm refuses.
         """
-        x_NCHW = self.groups(_max_pool_same(self.stem(images_NCHW)))
-        return torch.mean(x_NCHW, dim=(2, 3))
+        x_NCHW = self.stem(images_NCHW)
+        if self.pool_padding == "same":
+            x_NCHW = _max_pool_same(x_NCHW)
+        else:
+            x_NCHW = functional.max_pool2d(x_NCHW, 3, stride=2, padding=1)
+        return torch.mean(self.groups(x_NCHW), dim=(2, 3))
+
+
+def build_encoder(config: EncoderConfig, *, image_channels: int) -> Encoder:
+    """The encoder that a study's settings describe, with freshly drawn weights from torch's generator.
+
+    Args:
+        config: Family, depth, width and what imported weights need.
+        image_channels: Of the images it will see; the network has as many unless the settings say otherwise.
+
+    Raises:
+        BadInputError: The weights take one channel and the images have three.
+    """
+    in_channels = config.input_channels or image_channels
+    if in_channels < image_channels:
+        raise BadInputError(
+            f"the encoder takes images of {in_channels} channel and these have {image_channels}; "
+            "set shards.channels to 1"
+        )
+    scale = {"mean": config.input_mean, "std": config.input_std} if config.input_mean else {}
+    if config.family == "bit":
+        # Here: timm takes two seconds to import, and only this family needs it.
+        from medssl.model.bit import BiT
+
+        return BiT(depth=config.depth, width=config.width, in_channels=in_channels, **scale)
+    return ResNet(
+        depth=config.depth,
+        width=config.width,
+        in_channels=in_channels,
+        pool_padding=config.pool_padding,
+        has_first_projection=config.has_first_projection,
+        **scale,
+    )
 
 
 class ProjectionHead(nn.Module):
@@ -175,7 +237,7 @@ class ProjectionHead(nn.Module):
 class Classifier(nn.Module):
     """An encoder and a linear head on its representation; the whole is fine-tuned."""
 
-    def __init__(self, encoder: ResNet, *, num_classes: int, zero_init_head: bool = False) -> None:
+    def __init__(self, encoder: Encoder, *, num_classes: int, zero_init_head: bool = False) -> None:
         """Attach a head of `num_classes` logits, N(0, 0.01²) or all zero; its bias starts at zero."""
         super().__init__()
         self.encoder = encoder

@@ -161,7 +161,12 @@ def _project(model: nn.Module, view_a_NCSS: Tensor, view_b_NCSS: Tensor, run: Pr
 def _loss(z_a_ND: Tensor, z_b_ND: Tensor, run: PretrainRun, ranks: Ranks) -> Tensor:
     """Of the global batch; the same on every rank, each of which gets the gradient of its own projections."""
     return nt_xent(
-        ranks.gather(z_a_ND), ranks.gather(z_b_ND), temperature=run.temperature, reduction=run.loss_reduction
+        z_a_ND,
+        z_b_ND,
+        temperature=run.temperature,
+        reduction=run.loss_reduction,
+        product_dtype=torch.bfloat16 if run.precision == "bf16" else None,
+        group=ranks.group,
     )
 
 

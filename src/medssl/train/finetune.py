@@ -20,7 +20,7 @@ from medssl import labels, layout, metrics, schema
 from medssl.config import FinetuneConfig, Precision, TaskConfig, digest
 from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.model.losses import masked_bce, set_cross_entropy
-from medssl.model.networks import Classifier, ResNet
+from medssl.model.networks import Classifier, build_encoder
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet, permutation
 from medssl.store import write_json
@@ -342,7 +342,7 @@ class _Best:
 def _classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
     """The network that an item starts from."""
     torch.manual_seed(seed)
-    encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)
+    encoder = build_encoder(job.encoder, image_channels=job.channels)
     model = Classifier(encoder, num_classes=num_classes)
     if job.initial_dir is not None:
         load_weights(encoder, job.initial_dir / layout.ENCODER)

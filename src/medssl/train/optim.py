@@ -18,15 +18,15 @@ REFERENCE_BATCH_SIZE = 256
 def split_parameters(module: nn.Module, *, exclude_biases: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split a module's trainable parameters into (regularised, excluded), each once, in registration order.
 
-    Excluded are all parameters of batch norms (the synchronised ones too) and, on request, every module's own
-    `bias`. The owner's type decides, so renaming a layer changes nothing.
+    Excluded are all parameters of batch norms (the synchronised ones too), of group norms and, on request, every
+    module's own `bias`. The owner's type decides, so renaming a layer changes nothing.
     """
     regularised: dict[nn.Parameter, None] = {}
     excluded: dict[nn.Parameter, None] = {}
     for owner in module.modules():
         for parameter in owner.parameters(recurse=False):
             is_bias = parameter is getattr(owner, "bias", None)
-            is_excluded = isinstance(owner, _BatchNorm) or (exclude_biases and is_bias)
+            is_excluded = isinstance(owner, _BatchNorm | nn.GroupNorm) or (exclude_biases and is_bias)
             if parameter.requires_grad:
                 (excluded if is_excluded else regularised)[parameter] = None
     return list(regularised), list(excluded)

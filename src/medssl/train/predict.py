@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from medssl import labels, layout, schema
-from medssl.model.networks import Classifier, ResNet
+from medssl.model.networks import Classifier, build_encoder
 from medssl.progress import Progress
 from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train.checkpoint import load_weights
@@ -74,7 +74,7 @@ def _group_kind(index: pa.Table) -> str:
 
 
 def _model(job: PredictJob, item: PredictItem, num_classes: int) -> Classifier:
-    encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)
+    encoder = build_encoder(job.encoder, image_channels=job.channels)
     model = Classifier(encoder, num_classes=num_classes)
     load_weights(model, item.weights_path)
     return model

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from medssl import layout, schema
 from medssl.config import PretrainRun
 from medssl.exit_codes import TerminatedError
-from medssl.model.networks import ProjectionHead, ResNet
+from medssl.model.encoder import Encoder
+from medssl.model.networks import ProjectionHead, build_encoder
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train import augment, contrastive
@@ -148,9 +149,9 @@ def _cohort(inputs: SetInputs) -> Cohort:
     return Cohort.select(index, splits, shards, split="train", with_unlabelled=True)
 
 
-def _networks(job: PretrainJob) -> tuple[ResNet, ProjectionHead]:
+def _networks(job: PretrainJob) -> tuple[Encoder, ProjectionHead]:
     torch.manual_seed(job.run.seed)
-    encoder = ResNet(depth=job.encoder.depth, width=job.encoder.width, in_channels=job.channels)
+    encoder = build_encoder(job.encoder, image_channels=job.channels)
     head = ProjectionHead(encoder.representation_dim)
     if job.initial_dir is not None:
         load_weights(encoder, job.initial_dir / layout.ENCODER)
@@ -164,7 +165,9 @@ def _networks(job: PretrainJob) -> tuple[ResNet, ProjectionHead]:
 class _Training:
     """One run in training: networks, optimiser, curves, and who watches them."""
 
-    def __init__(self, job: PretrainJob, ranks: Ranks, encoder: ResNet, head: ProjectionHead, model: nn.Module) -> None:
+    def __init__(
+        self, job: PretrainJob, ranks: Ranks, encoder: Encoder, head: ProjectionHead, model: nn.Module
+    ) -> None:
         """Start the run, or go on from the state in `job.work_dir`."""
         self.job, self.run, self.ranks = job, job.run, ranks
         self.encoder, self.head, self.model = encoder, head, model
