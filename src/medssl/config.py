@@ -28,6 +28,9 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, which is exact to here
 # Of the networks' forward pass; weights, their updates, batch norm's statistics and losses are float32 in both.
 Precision = Literal["float32", "bf16"]
+# With a smaller image a network's last stride acts on one pixel, for which the CPU library of torch 2.14 (oneDNN 3.12)
+# leaves part of a bf16 convolution's weight gradient unwritten: whatever was in memory.
+MIN_BF16_SIZE_PX = 17
 
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 # The paper's 26 (supplement; spec 2.1).
@@ -401,6 +404,7 @@ class PretrainRun(Section):
                 f"pretraining: {self.name}: batch_size {self.batch_size} must be a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        _check_precision(f"pretraining: {self.name}", self.precision, self.image_size_px)
         return self
 
 
@@ -445,6 +449,7 @@ class FinetuneConfig(Section):
                 raise ValueError(
                     f"finetune.{key} must be a list of numbers that differ in their first 6 digits, found {values}"
                 )
+        _check_precision("finetune", self.precision, self.image_size_px)
         return self
 
 
@@ -688,6 +693,13 @@ class Study(Section):
             for key in NAMES_OF_FILES:
                 del data[key]
         return settings
+
+
+def _check_precision(what: str, precision: Precision, image_size_px: int) -> None:
+    if precision == "bf16" and image_size_px < MIN_BF16_SIZE_PX:
+        raise ValueError(
+            f"{what}: precision bf16 needs an image_size_px of {MIN_BF16_SIZE_PX} or more, found {image_size_px}"
+        )
 
 
 def _unique(what: str, names: Sequence[str]) -> set[str]:

@@ -279,6 +279,47 @@ def test_a_batch_larger_than_the_data_is_told(data: Prepared) -> None:
         pretrain(pretrain_job(data, "large", batch_size=64), ALONE)
 
 
+def test_an_interrupted_pretraining_in_micro_batches_and_bf16_ends_with_the_same_bytes(
+    data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"micro_batch_size": 4, "precision": "bf16", "image_size_px": 32, "num_steps": 5}
+    whole, broken = (pretrain_job(data, f"{name}-micro", **settings) for name in ("whole", "broken"))
+    pretrain(whole, ALONE)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=7, how=crash)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(broken, ALONE)
+    pretrain(broken, ALONE)
+    assert files_of(broken.out_dir) == files_of(whole.out_dir)
+
+
+def test_speed_is_told_and_logged_beside_the_result(data: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    job = pretrain_job(data, "speed")
+    pretrain(job, ALONE)
+    assert " images/s, " in capsys.readouterr().out
+    rows = schema.read(job.work_dir / layout.MONITORED, schema.HISTORY).to_pylist()
+    assert {row["metric"] for row in rows} == {"images_per_s", "data_wait_share", "remaining_s"}
+    assert sorted(row["step"] for row in rows if row["metric"] == "images_per_s") == list(range(7))
+    metrics = schema.read(job.out_dir / layout.HISTORY, schema.HISTORY)["metric"].to_pylist()
+    assert {"loss", "projection_std", "representation_std"} <= set(metrics)
+    assert "images_per_s" not in metrics
+
+
+def test_a_pretraining_that_diverges_is_told_and_leaves_no_state_of_it(data: Prepared) -> None:
+    job = pretrain_job(data, "diverging", learning_rate=1e30, checkpoint_every_steps=1)
+    with pytest.raises(BadInputError, match="not finite by step 0; lower learning_rate"):
+        pretrain(job, ALONE)
+    assert not files_of(job.work_dir)
+    assert not files_of(job.out_dir)
+
+
+def test_a_pretraining_that_learns_nothing_stops_where_it_is_asked_to(data: Prepared) -> None:
+    # At so high a temperature every similarity looks alike, and the loss stays at chance.
+    settings = {"temperature": 1e4, "num_steps": 12, "on_collapse": "stop"}
+    with pytest.raises(BadInputError, match=r"collapsed by step 9: the loss, .* is no better than"):
+        pretrain(pretrain_job(data, "collapsed", **settings), ALONE)
+
+
 def test_an_exploding_loss_is_told_and_not_kept(data: Prepared) -> None:
     with pytest.raises(BadInputError, match="lower learning_rate"):
         finetune(finetune_job(data, "exploding", item(learning_rate=1e30)), ALONE)
