@@ -124,17 +124,13 @@ def _side(dimension: int | bytes) -> int:
 
 
 def _check(name: str, entry: _Entry, shards: list[Path]) -> None:
-    """Refuse what does not lie in its file; text and integers are no weights, and stay unchecked and unread."""
-    if entry.dtype is None:
-        return
-    if entry.is_sliced:
-        raise WeightsError(f"{name[:80]}: stored in slices, which is not supported; save the checkpoint anew, unsliced")
+    """Refuse what does not lie in its file, text and integers too: a file that was cut short is told by any of them."""
     if entry.shard >= len(shards) or entry.offset + entry.size > shards[entry.shard].stat().st_size:
         raise WeightsError(f"{name[:80]}: lies outside its file of values; download the checkpoint again")
-    if entry.size != math.prod(entry.shape) * entry.dtype.itemsize:
-        raise WeightsError(
-            f"{name[:80]}: has {entry.size} bytes for shape {list(entry.shape)[:8]}; the index is damaged"
-        )
+    if entry.is_sliced:
+        raise WeightsError(f"{name[:80]}: stored in slices, which is not supported; save the checkpoint anew, unsliced")
+    if entry.dtype is not None and entry.size != math.prod(entry.shape) * entry.dtype.itemsize:
+        raise WeightsError(f"{name[:80]}: {entry.size} bytes for shape {list(entry.shape)[:8]}; the index is damaged")
 
 
 def _read(shard: Path, name: str, entry: _Entry) -> Tensor:
