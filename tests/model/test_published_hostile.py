@@ -237,7 +237,10 @@ def test_entries_that_lie_are_refused(lie: bytes, words: str, tmp_path: Path) ->
             {"layer2.0.conv1.weight": torch.full((8, 16, 1, 1), torch.nan)},
             ["layer2.0.conv1.weight is not finite in 100.0%", "broken"],
         ),
-        ({"layer2.0.bn1.weight": torch.tensor([torch.inf, *[0.5] * 7])}, ["layer2.0.bn1.weight is not finite in 12.5%"]),
+        (
+            {"layer2.0.bn1.weight": torch.tensor([torch.inf, *[0.5] * 7])},
+            ["layer2.0.bn1.weight is not finite in 12.5%"],
+        ),
         ({"layer2.0.bn1.running_var": torch.full((8,), -1.0)}, ["negative variances"]),
         ({"layer2.0.bn1.weight": torch.ones(8, dtype=torch.long)}, ["no floating-point numbers"]),
         (
