@@ -83,7 +83,6 @@ class Plan:
 
 def make_plan(study: Study) -> Plan:
     """The plan of a study; pure but for the source files that the code versions are read from."""
-    processes = study.resources.processes  # training depends on it: KFP's cache has to see it
     imported = {one.name: one.checkpoint for one in study.weights}
     levels = tuple(
         tuple(
@@ -91,7 +90,6 @@ def make_plan(study: Study) -> Plan:
                 "run": run.dump(),
                 "encoder": study.encoders[run.encoder].dump(),
                 "imported": imported.get(run.init, ""),
-                "processes": processes,
             }
             # Only for the probe: without one, another task finds the cached result.
             | ({"task": study.task.dump()} if run.probe else {})
@@ -107,7 +105,7 @@ def make_plan(study: Study) -> Plan:
         }
         for arm in study.arms
     )
-    training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump(), "processes": processes}
+    training: Item = {"finetune": study.finetune.dump(), "task": study.task.dump()}
     external, pretraining_sets = (
         tuple(one.model_dump(mode="json", exclude={"generate"}) for one in sets)
         for sets in (study.external, study.pretraining_data)

@@ -110,7 +110,7 @@ def pretrain(
     """
     from medssl.train.history import COLLAPSED, last
     from medssl.train.jobs import PretrainJob
-    from medssl.train.launch import launch, num_processes
+    from medssl.train.launch import launch
 
     data = OtherData(store, run.dataset, datasets_uri) if run.dataset else own
     initial, catalog = _initial(store, run.init, catalog_uri, imported, encoder, data.channels)
@@ -118,7 +118,7 @@ def pretrain(
         "pretrain",
         store=store,
         code_version=code_version,
-        config={"run": run.dump(), "encoder": encoder.dump(), "processes": num_processes()},
+        config={"run": run.dump(), "encoder": encoder.dump()},
         inputs={**data.artifacts, **_role("initial", initial)},
         lineage=_role("catalog", catalog) | (data.lineage if isinstance(data, OtherData) else {}),
         item=run.name,
@@ -452,14 +452,11 @@ def _drop_weights(folder: Path) -> None:
 def _finetune_config(
     settings: FinetuneConfig, task: TaskConfig, arm: ArmConfig, encoder: EncoderConfig
 ) -> dict[str, Any]:
-    from medssl.train.launch import num_processes
-
     return {
         "finetune": settings.dump(),
         "task": task.dump(),
         "arm": arm.name,
         "encoder": encoder.dump(),
-        "processes": num_processes(),
     }
 
 
