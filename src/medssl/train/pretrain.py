@@ -5,6 +5,7 @@ Shape suffixes: N images of this rank's batch, C channels, S pixels a side, D pr
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from medssl.model.networks import ProjectionHead, ResNet
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet
 from medssl.train import augment
+from medssl.train.batches import Batches, Rows
 from medssl.train.checkpoint import load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, write_history
 from medssl.train.jobs import PretrainJob
-from medssl.train.loader import Bags, Images, Index, batch_at
+from medssl.train.loader import Bags, Images, batch_at
 from medssl.train.optim import lars, scaled_learning_rate, warmup_cosine
 from medssl.train.worker import run_worker
 
@@ -49,8 +51,18 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images) if self.bags is None else len(self.bags)
 
-    def views(self, step: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
-        """Both augmented views of this rank's share of the batch at `step`, float in [0, 1], (N, C, S, S)."""
+    def batches(self, first_step: int, ranks: Ranks) -> Batches:
+        """This rank's share of every batch from `first_step` on: views a, then views b of the same units."""
+        return Batches(
+            self.images,
+            partial(self.plan, ranks=ranks),
+            steps=range(first_step, self.run.num_steps),
+            size_px=self.run.image_size_px,
+            device=ranks.device,
+        )
+
+    def plan(self, step: int, ranks: Ranks) -> list[Rows]:
+        """What this rank's share of the batch at `step` shows, in 2N rows."""
         run = self.run
         units = batch_at(step, num_units=len(self), batch_size=run.batch_size, seed=run.seed)
         share = run.batch_size // ranks.world_size
@@ -60,30 +72,31 @@ class Pairs:
             first = second = units
         else:
             first, second = self.bags.pairs(units, seed=run.seed, epoch=epoch)
-        view_a, view_b = (
-            self._augmented(image_N, run_augmentation(run), epoch, view, ranks.device)
+        # A bag of one image gets SimCLR's two views, whatever its partners get (spec 1.5).
+        is_alone = (first == second) & (run.augmentation == "micle_partial")
+        return [
+            Rows.drawn(
+                self.images,
+                np.flatnonzero(chosen) + view * share,
+                image_N[chosen],
+                augmentation,
+                seed=run.seed,
+                epoch=epoch,
+                view=view,
+            )
             for view, image_N in enumerate((first, second))
-        )
-        alone = np.flatnonzero(first == second) if run.augmentation == "micle_partial" else np.empty(0, np.int64)
-        if alone.size:  # a bag of one image gets SimCLR's two views, whatever its partners get (spec 1.5)
-            full = augment.simclr(run.augmentation_strength)
-            view_a[alone] = self._augmented(first[alone], full, epoch, 0, ranks.device)
-            view_b[alone] = self._augmented(first[alone], full, epoch, 1, ranks.device)
-        return view_a, view_b
+            for chosen, augmentation in (
+                (~is_alone, run_augmentation(run)),
+                (is_alone, augment.simclr(run.augmentation_strength)),
+            )
+            if chosen.any()
+        ]
 
-    def _augmented(
-        self, image_N: Index, augmentation: augment.Augmentation, epoch: int, view: int, device: torch.device
-    ) -> Tensor:
-        pixels = self.images.pixels_NCSS[torch.from_numpy(image_N)].to(device)
-        return augment.apply(
-            pixels,
-            augmentation=augmentation,
-            seed=self.run.seed,
-            epoch=epoch,
-            index_N=image_N,
-            view=view,
-            size_px=self.run.image_size_px,
-        )
+
+def next_views(batches: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both augmented views of the next batch, float in [0, 1], (N, C, S, S) each."""
+    view_a, view_b = augment.to_unit(next(batches), device).chunk(2)
+    return view_a, view_b
 
 
 def pretrain(job: PretrainJob, ranks: Ranks) -> None:
@@ -108,7 +121,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
         split="train",
         with_unlabelled=True,
     )
-    pairs = Pairs.of(Images.decode(cohort), run)
+    pairs = Pairs.of(Images.open(cohort), run)
     encoder, head = _networks(job)
     plain = nn.Sequential(encoder, head)
     model = ranks.wrap(plain)
@@ -120,20 +133,28 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     progress = Progress(f"pretrain {run.name}", run.num_steps, unit="steps", done=first_step)
     every = max(1, run.num_steps // NUM_HISTORY_POINTS)
     model.train()
-    for step in range(first_step, run.num_steps):
-        rate = warmup_cosine(step, peak=peak, warmup_steps=run.warmup_steps, total_steps=run.num_steps)
-        measured = _step(
-            pairs, model, optimizer, step, rate, ranks, measure=step % every == 0 or step + 1 == run.num_steps
-        )
-        history += [(name, step, value) for name, value in measured.items()]
-        if ranks.is_first:
-            progress.update(step + 1, f"loss {history[0][2]:.3f} → {_last_loss(history):.3f}" if history else "")
-        stopping = ranks.any(stop.requested)
-        if ranks.is_first and (stopping or (step + 1) % run.checkpoint_every_steps == 0):
-            state = {"step": step + 1, "model": plain.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(job.work_dir, state | {"history": history})
-        if stopping:
-            raise TerminatedError(f"pretrain {run.name} stopped after step {step + 1}; run again to go on")
+    with pairs.batches(first_step, ranks) as batches:
+        for step in range(first_step, run.num_steps):
+            rate = warmup_cosine(step, peak=peak, warmup_steps=run.warmup_steps, total_steps=run.num_steps)
+            measured = _step(
+                run,
+                next_views(batches, ranks.device),
+                model,
+                optimizer,
+                step,
+                rate,
+                ranks,
+                measure=step % every == 0 or step + 1 == run.num_steps,
+            )
+            history += [(name, step, value) for name, value in measured.items()]
+            if ranks.is_first:
+                progress.update(step + 1, f"loss {history[0][2]:.3f} → {_last_loss(history):.3f}" if history else "")
+            stopping = ranks.any(stop.requested)
+            if ranks.is_first and (stopping or (step + 1) % run.checkpoint_every_steps == 0):
+                state = {"step": step + 1, "model": plain.state_dict(), "optimizer": optimizer.state_dict()}
+                save_state(job.work_dir, state | {"history": history})
+            if stopping:
+                raise TerminatedError(f"pretrain {run.name} stopped after step {step + 1}; run again to go on")
     if ranks.is_first:
         _warn_of_collapse(run, history)
         save_weights(encoder, job.out_dir / layout.ENCODER)
@@ -181,7 +202,8 @@ def _resume(job: PretrainJob, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def _step(
-    pairs: Pairs,
+    run: PretrainRun,
+    views: tuple[Tensor, Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -191,11 +213,9 @@ def _step(
     measure: bool,
 ) -> dict[str, float]:
     """One optimiser step; what was measured, empty unless asked for."""
-    run = pairs.run
     for group in optimizer.param_groups:
         group["lr"] = rate
-    view_a, view_b = pairs.views(step, ranks)
-    z_a_ND, z_b_ND = model(torch.cat([view_a, view_b])).chunk(2)
+    z_a_ND, z_b_ND = model(torch.cat(views)).chunk(2)
     z_a_ND, z_b_ND = ranks.gather(z_a_ND), ranks.gather(z_b_ND)
     loss = nt_xent(z_a_ND, z_b_ND, temperature=run.temperature, reduction=run.loss_reduction)
     optimizer.zero_grad(set_to_none=True)
