@@ -32,7 +32,7 @@ from medssl.train.history import History, write_history
 from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import Images, finetune_batch_at
 from medssl.train.optim import sgd_nesterov, warmup_cosine
-from medssl.train.resources import cache_bytes, local_processes
+from medssl.train.resources import MIB, cache_mib, local_processes
 from medssl.train.worker import run_worker
 
 EVALUATION_BATCH = 256
@@ -62,7 +62,7 @@ class Cohorts:
         shards = ShardSet.open(job.inputs.shards_dir)
         classes = labels.classes(index, splits, job.task)
         select = partial(Cohort.select, index, splits, shards)
-        max_bytes = cache_bytes(local_processes())
+        max_bytes = MIB * cache_mib(local_processes())
         train = Split.open(select(split="train"), job.task, classes, max_bytes=max_bytes)
         rest = max_bytes - train.images.num_bytes_kept
         validation = Split.open(select(split="validation"), job.task, classes, max_bytes=rest)
@@ -105,7 +105,7 @@ class Split:
         labelled = labels.labelled(cohort.rows, task, classes)
         by_unit = np.argsort(labelled.unit_N, kind="stable")
         ends = np.cumsum(np.bincount(labelled.unit_N, minlength=labelled.ids.size))
-        return cls(Images.open(cohort, max_bytes=max_bytes), cohort.rows, labelled, np.split(by_unit, ends[:-1]))
+        return cls(Images(cohort, max_bytes=max_bytes), cohort.rows, labelled, np.split(by_unit, ends[:-1]))
 
 
 def finetune(job: FinetuneJob, ranks: Ranks) -> None:

@@ -6,6 +6,7 @@ batches.
 Shape suffixes: N images, H and W pixels of an image, C channels.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,7 +19,7 @@ from medssl.imaging import Pixels
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, permutation
 from medssl.train.augment import uniforms
-from medssl.train.resources import cache_bytes, loader_threads, local_processes
+from medssl.train.resources import MIB, cache_mib, loader_threads, local_processes
 
 Index = NDArray[np.int64]
 
@@ -36,29 +37,26 @@ class Images:
         num_bytes_kept: Memory of the decoded images; 0 where they are decoded at each use.
     """
 
-    def __init__(self, cohort: Cohort, pixels_NHWC: Pixels | None) -> None:
+    def __init__(self, cohort: Cohort, *, max_bytes: int | None = None) -> None:
+        """Decode all images now if that takes at most `max_bytes`, by default what this process may keep."""
         size_px = cohort.shards.image_size_px
         self.cohort, self.shape = cohort, (size_px, size_px, cohort.shards.channels)
         self.patient_N, self.case_N = (
             np.unique(np.asarray(cohort.rows[column].to_pylist()), return_inverse=True)[1].astype(np.int64)
             for column in ("patient_id", "case_id")
         )
-        self._pixels_NHWC = pixels_NHWC
-        self.num_bytes_kept = 0 if pixels_NHWC is None else pixels_NHWC.nbytes
-
-    @classmethod
-    def open(cls, cohort: Cohort, *, max_bytes: int | None = None) -> "Images":
-        """Decode all images now if that takes at most `max_bytes`, by default what this process may keep."""
-        max_bytes = cache_bytes(local_processes()) if max_bytes is None else max_bytes
-        images = cls(cohort, None)
-        needed = len(images) * int(np.prod(images.shape))
-        if needed <= max_bytes:
-            return cls(cohort, images._decode_all())
-        say(
-            f"{cohort.split}: {len(images)} decoded images take {needed / 2**20:.0f} MiB, more than the "
-            f"{max_bytes / 2**20:.0f} MiB that they may; they are decoded again at each use"
-        )
-        return images
+        self._pixels_NHWC: Pixels | None = None
+        if max_bytes is None:
+            max_bytes = MIB * cache_mib(local_processes())
+        needed = len(self) * math.prod(self.shape)
+        self.num_bytes_kept = needed if needed <= max_bytes else 0
+        if self.num_bytes_kept:
+            self._pixels_NHWC = self._decode_all()
+        else:
+            say(
+                f"{cohort.split}: {len(self)} decoded images would take {needed / MIB:.0f} MiB of the "
+                f"{max_bytes / MIB:.0f} MiB left for such; they are decoded at each use"
+            )
 
     def __len__(self) -> int:
         return len(self.cohort)

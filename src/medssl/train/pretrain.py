@@ -121,7 +121,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
         split="train",
         with_unlabelled=True,
     )
-    pairs = Pairs.of(Images.open(cohort), run)
+    pairs = Pairs.of(Images(cohort), run)
     encoder, head = _networks(job)
     plain = nn.Sequential(encoder, head)
     model = ranks.wrap(plain)

@@ -28,15 +28,14 @@ def loader_threads(num_processes: int) -> int:
     return int(os.environ.get(LOADER_THREADS_VARIABLE, "0")) or max(1, num_cores() // num_processes)
 
 
-def cache_bytes(num_processes: int) -> int:
-    """Bytes of decoded images that one process may keep: MEDSSL_CACHE_MIB, else its share of a quarter of the memory.
+def cache_mib(num_processes: int) -> int:
+    """MiB of decoded images that one process may keep: MEDSSL_CACHE_MIB, else its share of a quarter of the memory.
 
     Args:
         num_processes: How many share the machine.
     """
-    if given := os.environ.get(CACHE_MIB_VARIABLE):
-        return int(given) * MIB
-    return int(num_memory_bytes() * CACHE_SHARE) // num_processes
+    own = int(num_memory_bytes() * CACHE_SHARE) // (MIB * num_processes)
+    return int(os.environ.get(CACHE_MIB_VARIABLE, "0")) or max(1, own)
 
 
 def num_cores() -> int:
