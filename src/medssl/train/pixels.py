@@ -49,7 +49,7 @@ WORD = ir.IntType(64)
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
-def _compiled(kernel: _Kernel) -> _Kernel:
+def compiled(kernel: _Kernel) -> _Kernel:
     """Compile at the first call; kept on disk where numba finds a folder that it may write to."""
     compiled = njit(nogil=True, fastmath=True, error_model="numpy")(kernel)
     with contextlib.suppress(RuntimeError):  # no such folder
@@ -143,7 +143,7 @@ def _window(num_channels: int) -> Any:
 _window_1, _window_3 = _window(1), _window(3)
 
 
-@_compiled
+@compiled
 def _transpose(source: Any, target: Any) -> None:
     """Write the transposed matrix; both C-contiguous."""
     height, width = source.shape
@@ -162,7 +162,7 @@ def _transpose(source: Any, target: Any) -> None:
 # Geometry
 
 
-@_compiled
+@compiled
 def _cubic(distance: float, a: float) -> float:
     """Keys' cubic convolution kernel (1981, eq. 15, with a free)."""
     x = abs(distance)
@@ -171,7 +171,7 @@ def _cubic(distance: float, a: float) -> float:
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
-@_compiled
+@compiled
 def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
     """Four weights of each sample at first + i * step, in pixels from the centre of pixel 0; start may be outside."""
     for i in range(len(start_S)):
@@ -184,7 +184,7 @@ def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubi
             weight_SK[i, k] = np.float32(weight)
 
 
-@_compiled
+@compiled
 def _antialiased_taps(num: int, start_S: Ints, weight_SK: Floats) -> None:
     """Weights that take `num` pixels to S: a cubic filter as wide as the step, cut off at the edges, normalised."""
     step = num / len(start_S)
@@ -202,7 +202,7 @@ def _antialiased_taps(num: int, start_S: Ints, weight_SK: Floats) -> None:
             weight_SK[i, k] /= np.float32(total)
 
 
-@_compiled
+@compiled
 def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floats) -> None:
     """Pixels low to high - 1 of line y as floats, edge pixels continued outside.
 
@@ -238,7 +238,7 @@ def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floa
             line[(x - low) * num_channels + c] = line[(right - 1 - low) * num_channels + c]
 
 
-@_compiled
+@compiled
 def _mix(
     a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, low: float, high: float, out: Floats
 ) -> None:
@@ -252,7 +252,7 @@ def _mix(
             out[i] = min(max(out[i] + u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
 
 
-@_compiled
+@compiled
 def _separable(
     image_HWC: Pixels,
     block: int,
@@ -286,7 +286,7 @@ def _separable(
                     _mix(turned[a], turned[b], turned[c], turned[d], weight_4, k == 0, bounds[0], bounds[1], out)
 
 
-@_compiled
+@compiled
 def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, rows: Floats, scratch: Floats) -> None:
     """Weighted sums of the lines of an image, from column `low` on."""
     width, num_taps = rows.shape[1], y_SK.shape[1]
@@ -304,7 +304,7 @@ def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, 
             _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
 
 
-@_compiled
+@compiled
 def _turned(
     image_HWC: Pixels, block: int, map_23: Doubles, is_bicubic: bool, columns_SCS: Floats, scratch: Floats
 ) -> None:
@@ -348,7 +348,7 @@ def _turned(
                 line[j] = min(max(line[j] * fade_S[j], ZERO), WHITE) if fade_S[j] > 0 else ZERO
 
 
-@_compiled
+@compiled
 def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int, int]:
     """First source pixel that a sample reads, and the one behind the last."""
     low = origin + min(along_i, 0.0) + min(along_j, 0.0)
@@ -357,7 +357,7 @@ def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int,
     return first, max(min(int(np.floor(high)) + 3, num + MARGIN), first + 4)
 
 
-@_compiled
+@compiled
 def _weights_between(weight_4S: Floats, is_bicubic: bool) -> None:
     """Weights of four pixels for samples between the second and the third, from their distances to the second."""
     v, w, x, y = weight_4S[0], weight_4S[1], weight_4S[2], weight_4S[3]
@@ -373,7 +373,20 @@ def _weights_between(weight_4S: Floats, is_bicubic: bool) -> None:
             v[j] = y[j] = ZERO
 
 
-@_compiled
+@compiled
+def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
+    """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
+    size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
+    num_taps = 4 * (max(height, width, size) // size + 2)
+    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
+    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
+    _antialiased_taps(width, x_S, x_SK)
+    _antialiased_taps(height, y_S, y_SK)
+    # A plain 1 would be a type of its own, and all kernels below be compiled once more.
+    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
+
+
+@compiled
 def _resample(
     image_HWC: Pixels,
     crop_4: Doubles,
@@ -386,8 +399,7 @@ def _resample(
     """Rotate about the centre, crop, flip and resize in one sampling."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     center_x, center_y, box_width, box_height = crop_4
-    level = max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
-    block = 2**level
+    block = np.int64(2) ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
     # From a view's pixel to one of the source, whose pixel 0 has its centre at 0.
     step_x = (-box_width if is_flipped else box_width) / size / block
     step_y = box_height / size / block
@@ -410,23 +422,10 @@ def _resample(
         _turned(image_HWC, block, map_23, is_bicubic, columns_SCS, scratch)
 
 
-@_compiled
-def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
-    """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
-    size = columns_SCS.shape[0]
-    height, width = image_HWC.shape[0], image_HWC.shape[1]
-    num_taps = 4 * (int(max(height, width, size) / size) + 2)
-    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
-    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
-    _antialiased_taps(width, x_S, x_SK)
-    _antialiased_taps(height, y_S, y_SK)
-    _separable(image_HWC, 1, x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
-
-
 # Colour
 
 
-@_compiled
+@compiled
 def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
     """Turn HSV hue by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
     shift = np.float32(6 * turns)
@@ -445,7 +444,7 @@ def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
         blue[i] = low + chroma * min(max(TWO - abs(sixths - FOUR), ZERO), ONE)
 
 
-@_compiled
+@compiled
 def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
     """HSV saturation times a factor, at most 1; value and hue stay (tf.image.adjust_saturation)."""
     asked = np.float32(factor)
@@ -459,7 +458,7 @@ def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
         blue[i] = value - (value - b) * share
 
 
-@_compiled
+@compiled
 def _stretch(line: Floats, factor: float, shift: float) -> None:
     """Intensity times a factor plus a shift, clipped."""
     scale, offset = np.float32(factor), np.float32(shift)
@@ -467,7 +466,7 @@ def _stretch(line: Floats, factor: float, shift: float) -> None:
         line[i] = min(max(line[i] * scale + offset, ZERO), WHITE)
 
 
-@_compiled
+@compiled
 def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
     """Luma in all three channels."""
     for i in range(len(red)):
@@ -475,7 +474,7 @@ def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
         red[i] = green[i] = blue[i] = luma
 
 
-@_compiled
+@compiled
 def _means(columns_SCS: Floats) -> Doubles:
     """Mean of each channel."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
@@ -489,7 +488,7 @@ def _means(columns_SCS: Floats) -> Doubles:
     return mean_C / (size * size)
 
 
-@_compiled
+@compiled
 def _change(columns_SCS: Floats, order_4: Ints, jitter_4: Doubles) -> None:
     """SimCLR's colour jitter in the order given, a clip after each; contrast about each channel's own mean."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
@@ -514,7 +513,7 @@ def _change(columns_SCS: Floats, order_4: Ints, jitter_4: Doubles) -> None:
         begin = end
 
 
-@_compiled
+@compiled
 def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
     """The supplement's jitter (A.2): brightness added, contrast about the mean, then one clip."""
     mean_C = _means(columns_SCS)
@@ -527,7 +526,7 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 # Blur
 
 
-@_compiled
+@compiled
 def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
     """Write the weights of distances 0 to the radius that is returned."""
     radius = size // BLUR_SIDE_SHARE // 2
@@ -542,7 +541,7 @@ def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
     return used
 
 
-@_compiled
+@compiled
 def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
     """Gaussian blur in place, separable, zeros outside the image as in SimCLR's code.
 
@@ -578,13 +577,13 @@ def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
                 _add_one(left, weight_R[k], column)
 
 
-@_compiled
+@compiled
 def _add_pair(left: Floats, right: Floats, weight: float, line: Floats) -> None:
     for i in range(len(line)):
         line[i] += weight * (left[i] + right[i])
 
 
-@_compiled
+@compiled
 def _add_one(left: Floats, weight: float, line: Floats) -> None:
     for i in range(len(line)):
         line[i] += weight * left[i]
@@ -593,7 +592,7 @@ def _add_one(left: Floats, weight: float, line: Floats) -> None:
 # Views
 
 
-@_compiled
+@compiled
 def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
     """Clip, round to whole intensities, and from columns to rows."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
@@ -607,7 +606,7 @@ def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
     _transpose(lines, out_SSC.reshape(size, num_lines))
 
 
-@_compiled
+@compiled
 def view(
     image_HWC: Pixels,
     is_plain: bool,
