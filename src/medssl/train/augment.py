@@ -292,7 +292,11 @@ def render(image_HWC: Pixels, augmentation: Augmentation, draws: Draws, row: int
         draws.is_gray[row],
         draws.blur_sigma[row] if draws.is_blurred[row] else 0.0,
         out_SSC,
+        pixels.scratch(*image_HWC.shape, len(out_SSC)),
     )
+
+
+_NOTHING = draw(none(), np.zeros((1, NUM_UNIFORMS)), height=1, width=1)
 
 
 def evaluate(image_HWC: Pixels, *, center_crop: float | None, out_SSC: Pixels) -> None:
@@ -307,7 +311,6 @@ def evaluate(image_HWC: Pixels, *, center_crop: float | None, out_SSC: Pixels) -
     Raises:
         ValueError: On arrays of another kind or a central crop outside (0, 1].
     """
-    _check(image_HWC, out_SSC)
     if center_crop is not None:
         if not 0 < center_crop <= 1:
             raise ValueError(f"center_crop is {center_crop}; expected a share in (0, 1], such as 0.875, or None")
@@ -315,7 +318,7 @@ def evaluate(image_HWC: Pixels, *, center_crop: float | None, out_SSC: Pixels) -
         side = max(1, round(center_crop * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
         image_HWC = np.ascontiguousarray(image_HWC[top : top + side, left : left + side])
-    pixels.resized(image_HWC, out_SSC)
+    render(image_HWC, none(), _NOTHING, 0, out_SSC)
 
 
 def _check(image_HWC: Pixels, out_SSC: Pixels) -> None:

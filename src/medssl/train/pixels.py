@@ -10,13 +10,14 @@ plain transposition.
 All kernels are in this file because numba's cache on disk sees a change of a kernel's own file only.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -32,71 +33,124 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLUR_SIDE_SHARE = 10
 # Weights of a blur below this share of the middle one are left out: together below a hundredth of an intensity.
 BLUR_NEGLIGIBLE = 1e-5
-# Cubic convolution's parameter: torch's for the views, Pillow's and torch's for antialiased resizing.
+# The parameter of cubic convolution: torch's for views, Pillow's and torch's for antialiased resizing.
 CUBIC, ANTIALIASED_CUBIC = -0.75, -0.5
 # Stands for a zero range of a pixel's channels in a divisor.
 TINY = np.float32(1e-4)
-ZERO, HALF, ONE, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 6, 255))
+A = np.float32(CUBIC)
+FAR = np.float32(1e6)  # beyond every intermediate value
+ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
 # Source pixels beyond the edge that a sample within the fading margin can read.
 MARGIN = 3
+STRIP = 64  # columns; 190 kB an intermediate at 224 pixels and three channels
 BLOCK = 16  # side of the squares that a transposition moves at once
 
+WORD = ir.IntType(64)
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
-def _compiled(kernel: _Kernel) -> _Kernel:
-    """Compile at the first call; kept on disk where numba finds a folder it may write to."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return cast(_Kernel, njit(cache=True, **options)(kernel))
-    except RuntimeError:  # no such folder
-        return cast(_Kernel, njit(**options)(kernel))
+def compiled(kernel: _Kernel) -> _Kernel:
+    """Compile at the first call; kept on disk where numba finds a folder that it may write to."""
+    compiled = njit(nogil=True, fastmath=True, error_model="numpy")(kernel)
+    with contextlib.suppress(RuntimeError):  # no such folder
+        compiled.enable_caching()
+    return cast(_Kernel, compiled)
 
 
-@intrinsic  # type: ignore[misc]
-def _transpose_block(typing_context: Any, source: Any, row: Any, column: Any, target: Any) -> Any:
-    """Copy source[row:, column:] of BLOCK x BLOCK to target[column:, row:], transposed in vector registers."""
+# What follows is written in LLVM's own terms because its optimiser does not find these shuffles by itself.
+
+
+def _address(context: Any, builder: Any, vector: ir.Type, data: Any, items: Any) -> Any:
+    """Pointer to a vector that begins `items` items behind `data`."""
+    size = ir.Constant(WORD, context.get_abi_sizeof(vector.element))
+    place = builder.add(builder.ptrtoint(data, WORD), builder.mul(items, size))
+    return builder.inttoptr(place, vector.as_pointer())
+
+
+def _constants(numbers: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), list(numbers))
+
+
+@intrinsic
+def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, target: Any, to: Any, height: Any) -> Any:
+    """Transpose BLOCK x BLOCK items from item `at` on, rows of `width`, to item `to` on, rows of `height`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        item = context.get_data_type(source.dtype)
-        vector, word = ir.VectorType(item, BLOCK), ir.IntType(64)
+        source_, at_, width_, target_, to_, height_ = arguments
+        vector = ir.VectorType(context.get_data_type(source.dtype), BLOCK)
+        read = context.make_array(source)(context, builder, source_).data
+        written = context.make_array(target)(context, builder, target_).data
 
-        def line(array: Any, of: Any, first: Any, k: int, offset: Any) -> Any:
-            """Address of BLOCK items of line first + k, from `offset` on."""
-            made = cgutils.create_struct_proxy(of)(context, builder, array)
-            stride = cgutils.unpack_tuple(builder, made.strides, 2)[0]
-            place = builder.mul(builder.add(first, ir.Constant(word, k)), stride)
-            place = builder.add(place, builder.mul(offset, ir.Constant(word, context.get_abi_sizeof(item))))
-            return builder.inttoptr(builder.add(builder.ptrtoint(made.data, word), place), vector.as_pointer())
+        def line(data: Any, first: Any, stride: Any, k: int) -> Any:
+            return _address(context, builder, vector, data, builder.add(first, builder.mul(stride, WORD(k))))
 
-        source_, row_, column_, target_ = arguments
-        lines = [builder.load(line(source_, source, row_, k, column_), align=1) for k in range(BLOCK)]
+        lines = [builder.load(line(read, at_, width_, k), align=1) for k in range(BLOCK)]
         half = BLOCK // 2
-        masks = [
-            ir.Constant(
-                ir.VectorType(ir.IntType(32), BLOCK), [k for i in range(first, first + half) for k in (i, i + BLOCK)]
-            )
-            for first in (0, half)
-        ]
-        # Interleaving the two halves of a list of 2^n vectors turns the bits of an item's place by one; n times, and
-        # line and place have changed roles.
+        masks = [_constants([k for i in range(first, first + half) for k in (i, i + BLOCK)]) for first in (0, half)]
+        # Interleaving the halves of a list of 2^n vectors turns the bits of an item's (line, place) by one; after n
+        # times line and place have changed roles.
         for _ in range(BLOCK.bit_length() - 1):
             lines = [builder.shuffle_vector(lines[i], lines[i + half], mask) for i in range(half) for mask in masks]
         for k in range(BLOCK):
-            builder.store(lines[k], line(target_, target, column_, k, row_), align=1)
+            builder.store(lines[k], line(written, to_, height_, k), align=1)
         return context.get_dummy_value()
 
-    return types.void(source, types.uintp, types.uintp, target), generate
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
-@_compiled
+def _window(num_channels: int) -> Any:
+    """Make the weighted sum of 4 x 4 pixels of `num_channels`: all channels of a row of pixels share a register."""
+    num_items = 4 if num_channels == 1 else 16  # of which the last four are not used
+
+    @intrinsic
+    def window(typing_context: Any, source: Any, start: Any, width: Any, weight_8S: Any, column: Any) -> Any:
+        """Sum from item `start` on of lines `width` apart; weights along x, then y, in a column of `weight_8S`."""
+        result = types.UniTuple(types.float32, num_channels)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source_, start_, width_, weight_8S_, column_ = arguments
+            row, quad = ir.VectorType(ir.FloatType(), num_items), ir.VectorType(ir.FloatType(), 4)
+            pixels = context.make_array(source)(context, builder, source_).data
+            weights = context.make_array(weight_8S)(context, builder, weight_8S_)
+            size = builder.extract_value(weights.shape, 1)
+
+            def splat(k: int, of: ir.VectorType) -> Any:
+                items = builder.add(builder.mul(size, WORD(k)), column_)
+                one = builder.load(
+                    _address(context, builder, ir.VectorType(ir.FloatType(), 1), weights.data, items), align=4
+                )
+                return builder.shuffle_vector(one, one, _constants([0] * of.count))
+
+            total, at = None, start_
+            for k in range(4):
+                line = builder.load(_address(context, builder, row, pixels, at), align=4)
+                part = builder.fmul(line, splat(4 + k, row), flags=["fast"])
+                total = part if total is None else builder.fadd(total, part, flags=["fast"])
+                at = builder.add(at, width_)
+            mixed = None
+            for k in range(4):
+                pixel = builder.shuffle_vector(total, total, _constants([k * num_channels + c for c in range(4)]))
+                part = builder.fmul(pixel, splat(k, quad), flags=["fast"])
+                mixed = part if mixed is None else builder.fadd(mixed, part, flags=["fast"])
+            values = [builder.extract_element(mixed, ir.IntType(32)(c)) for c in range(num_channels)]
+            return context.make_tuple(builder, result, values)
+
+        return result(source, types.intp, types.intp, weight_8S, types.intp), generate
+
+    return window
+
+
+_window_1, _window_3 = _window(1), _window(3)
+
+
+@compiled
 def _transpose(source: Any, target: Any) -> None:
-    """Write the transposed matrix."""
+    """Write the transposed matrix; both C-contiguous."""
     height, width = source.shape
     full_height, full_width = height - height % BLOCK, width - width % BLOCK
     for row in range(0, full_height, BLOCK):
         for column in range(0, full_width, BLOCK):
-            _transpose_block(source, np.uintp(row), np.uintp(column), target)
+            _transpose_block(source, row * width + column, width, target, column * height + row, height)
         for k in range(row, row + BLOCK):
             for column in range(full_width, width):
                 target[column, k] = source[k, column]
@@ -108,7 +162,7 @@ def _transpose(source: Any, target: Any) -> None:
 # Geometry
 
 
-@_compiled
+@compiled
 def _cubic(distance: float, a: float) -> float:
     """Keys' cubic convolution kernel (1981, eq. 15, with a free)."""
     x = abs(distance)
@@ -117,7 +171,7 @@ def _cubic(distance: float, a: float) -> float:
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
-@_compiled
+@compiled
 def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
     """Four weights of each sample at first + i * step, in pixels from the centre of pixel 0; start may be outside."""
     for i in range(len(start_S)):
@@ -130,23 +184,25 @@ def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubi
             weight_SK[i, k] = np.float32(weight)
 
 
-@_compiled
-def _antialiased_taps(first: float, step: float, width: float, num: int, start_S: Ints, weight_SK: Floats) -> None:
-    """Weights of a cubic filter `width` times as wide, cut off at the edges and normalised, around first + i * step."""
+@compiled
+def _antialiased_taps(num: int, start_S: Ints, weight_SK: Floats) -> None:
+    """Weights that take `num` pixels to S: a cubic filter as wide as the step, cut off at the edges, normalised."""
+    step = num / len(start_S)
+    width = max(step, 1.0)
     for i in range(len(start_S)):
-        position = first + i * step
-        low = max(int(np.ceil(position - 2 * width)), 0)
-        start_S[i] = low
+        position = (i + 0.5) * step - 0.5
+        start_S[i] = max(int(np.ceil(position - 2 * width)), 0)
         total = 0.0
         for k in range(weight_SK.shape[1]):
-            weight = _cubic((low + k - position) / width, ANTIALIASED_CUBIC) if low + k < num else 0.0
+            at = start_S[i] + k
+            weight = _cubic((at - position) / width, ANTIALIASED_CUBIC) if at < num else 0.0
             weight_SK[i, k] = np.float32(weight)
             total += weight
         for k in range(weight_SK.shape[1]):
             weight_SK[i, k] /= np.float32(total)
 
 
-@_compiled
+@compiled
 def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floats) -> None:
     """Pixels low to high - 1 of line y as floats, edge pixels continued outside.
 
@@ -182,30 +238,62 @@ def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floa
             line[(x - low) * num_channels + c] = line[(right - 1 - low) * num_channels + c]
 
 
-@_compiled
-def _mix(a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, out: Floats) -> None:
-    """Weighted sum of four lines, added to `out` if it is not the first."""
+@compiled
+def _mix(
+    a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, low: float, high: float, out: Floats
+) -> None:
+    """Weighted sum of four lines, added to `out` if it is not the first, and clipped."""
     u, v, w, x = weight_4[0], weight_4[1], weight_4[2], weight_4[3]
     if is_first:
         for i in range(len(out)):
-            out[i] = u * a[i] + v * b[i] + w * c[i] + x * d[i]
+            out[i] = min(max(u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
     else:
         for i in range(len(out)):
-            out[i] += u * a[i] + v * b[i] + w * c[i] + x * d[i]
+            out[i] = min(max(out[i] + u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
 
 
-@_compiled
+@compiled
 def _separable(
-    image_HWC: Pixels, block: int, x_S: Ints, x_SK: Floats, y_S: Ints, y_SK: Floats, columns_SCS: Floats
+    image_HWC: Pixels,
+    block: int,
+    x_S: Ints,
+    x_SK: Floats,
+    y_S: Ints,
+    y_SK: Floats,
+    columns_SCS: Floats,
+    scratch: Floats,
 ) -> None:
-    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped."""
-    size, num_channels, num_taps = len(x_S), image_HWC.shape[2], y_SK.shape[1]
-    low, high = x_S.min(), x_S.max() + x_SK.shape[1]
-    width = (high - low) * num_channels
-    rows = np.empty((size, width), np.float32)
-    lines = np.empty((num_taps, width), np.float32)
+    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped.
+
+    In strips of columns, so that what lies between the two sums stays in the cache.
+    """
+    size, num_channels, num_taps = columns_SCS.shape[0], columns_SCS.shape[1], x_SK.shape[1]
+    for begin in range(0, size, STRIP):
+        end = min(begin + STRIP, size)
+        low = min(x_S[begin], x_S[end - 1])
+        width = (max(x_S[begin], x_S[end - 1]) + num_taps - low) * num_channels
+        turned = scratch[: width * size].reshape(width, size)
+        rows = scratch[width * size : 2 * width * size].reshape(size, width)
+        _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * width * size :])
+        _transpose(rows, turned)
+        for x in range(begin, end):
+            for channel in range(num_channels):
+                for k in range(0, num_taps, 4):
+                    a = (x_S[x] - low + k) * num_channels + channel
+                    b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
+                    bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
+                    weight_4, out = x_SK[x, k : k + 4], columns_SCS[x, channel]
+                    _mix(turned[a], turned[b], turned[c], turned[d], weight_4, k == 0, bounds[0], bounds[1], out)
+
+
+@compiled
+def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, rows: Floats, scratch: Floats) -> None:
+    """Weighted sums of the lines of an image, from column `low` on."""
+    width, num_taps = rows.shape[1], y_SK.shape[1]
+    high = low + width // image_HWC.shape[2]
+    lines = scratch[: num_taps * width].reshape(num_taps, width)  # line y is at y modulo their number
     following = y_S[0]
-    for y in range(size):
+    for y in range(len(y_S)):
         following = max(following, y_S[y])
         while following < y_S[y] + num_taps:
             _load(image_HWC, block, following, low, high, lines[following % num_taps])
@@ -213,22 +301,13 @@ def _separable(
         for k in range(0, num_taps, 4):
             at = y_S[y] + k
             a, b, c, d = at % num_taps, (at + 1) % num_taps, (at + 2) % num_taps, (at + 3) % num_taps
-            _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, rows[y])
-    turned = np.empty((width, size), np.float32)
-    _transpose(rows, turned)
-    for x in range(size):
-        for channel in range(num_channels):
-            out = columns_SCS[x, channel]
-            for k in range(0, x_SK.shape[1], 4):
-                a = (x_S[x] - low + k) * num_channels + channel
-                b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
-                _mix(turned[a], turned[b], turned[c], turned[d], x_SK[x, k : k + 4], k == 0, out)
-            for y in range(size):
-                out[y] = min(max(out[y], ZERO), WHITE)
+            _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
 
 
-@_compiled
-def _turned(image_HWC: Pixels, block: int, map_23: Doubles, is_bicubic: bool, columns_SCS: Floats) -> None:
+@compiled
+def _turned(
+    image_HWC: Pixels, block: int, map_23: Doubles, is_bicubic: bool, columns_SCS: Floats, scratch: Floats
+) -> None:
     """Sample at x = m00 i + m01 j + m02 and y likewise for column i and row j; zero outside, faded over a pixel."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
     num_x, num_y = -(-image_HWC.shape[1] // block), -(-image_HWC.shape[0] // block)
@@ -236,38 +315,40 @@ def _turned(image_HWC: Pixels, block: int, map_23: Doubles, is_bicubic: bool, co
     low_x, high_x = _span(map_23[0, 0] * last, map_23[0, 1] * last, map_23[0, 2], num_x)
     low_y, high_y = _span(map_23[1, 0] * last, map_23[1, 1] * last, map_23[1, 2], num_y)
     width = (high_x - low_x) * num_channels
-    source = np.empty((high_y - low_y) * width + 4, np.float32)
     for y in range(low_y, high_y):
         at = (y - low_y) * width
-        _load(image_HWC, block, y, low_x, high_x, source[at : at + width])
+        _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
     start_S, fade_S = np.empty(size, np.int64), np.empty(size, np.float32)
-    x_S4, y_S4 = np.empty((size, 4), np.float32), np.empty((size, 4), np.float32)
+    weight_8S = np.empty((8, size), np.float32)  # four along x, four along y
     for i in range(size):
+        first_x, first_y = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
         for j in range(size):
-            x = map_23[0, 0] * i + map_23[0, 1] * j + map_23[0, 2]
-            y = map_23[1, 0] * i + map_23[1, 1] * j + map_23[1, 2]
+            x, y = first_x + map_23[0, 1] * j, first_y + map_23[1, 1] * j
             fade_x = min(max(min(x + 1.5, num_x + 0.5 - x), 0.0), 1.0)
             fade_y = min(max(min(y + 1.5, num_y + 0.5 - y), 0.0), 1.0)
             fade_S[j] = np.float32(fade_x * fade_y)
             base_x, base_y = np.floor(x), np.floor(y)
-            _four_weights(np.float32(x - base_x), is_bicubic, x_S4[j])
-            _four_weights(np.float32(y - base_y), is_bicubic, y_S4[j])
+            weight_8S[0, j], weight_8S[4, j] = np.float32(x - base_x), np.float32(y - base_y)
             start_S[j] = (int(base_y) - 1 - low_y) * width + (int(base_x) - 1 - low_x) * num_channels
-        for j in range(size):
-            if fade_S[j] == 0:
-                for channel in range(num_channels):
-                    columns_SCS[i, channel, j] = ZERO
-            elif num_channels == 1:
-                value = _gathered_gray(source, start_S[j], width, x_S4[j], y_S4[j])
-                columns_SCS[i, 0, j] = min(max(value * fade_S[j], ZERO), WHITE)
-            else:
-                red, green, blue = _gathered_color(source, start_S[j], width, x_S4[j], y_S4[j])
-                columns_SCS[i, 0, j] = min(max(red * fade_S[j], ZERO), WHITE)
-                columns_SCS[i, 1, j] = min(max(green * fade_S[j], ZERO), WHITE)
-                columns_SCS[i, 2, j] = min(max(blue * fade_S[j], ZERO), WHITE)
+        _weights_between(weight_8S[:4], is_bicubic)
+        _weights_between(weight_8S[4:], is_bicubic)
+        column_CS = columns_SCS[i]
+        if num_channels == 1:
+            for j in range(size):
+                if fade_S[j] > 0:
+                    column_CS[0, j] = _window_1(scratch, start_S[j], width, weight_8S, j)[0]
+        else:
+            for j in range(size):
+                if fade_S[j] > 0:
+                    color = _window_3(scratch, start_S[j], width, weight_8S, j)
+                    column_CS[0, j], column_CS[1, j], column_CS[2, j] = color[0], color[1], color[2]
+        for channel in range(num_channels):
+            line = column_CS[channel]
+            for j in range(size):
+                line[j] = min(max(line[j] * fade_S[j], ZERO), WHITE) if fade_S[j] > 0 else ZERO
 
 
-@_compiled
+@compiled
 def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int, int]:
     """First source pixel that a sample reads, and the one behind the last."""
     low = origin + min(along_i, 0.0) + min(along_j, 0.0)
@@ -276,72 +357,49 @@ def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int,
     return first, max(min(int(np.floor(high)) + 3, num + MARGIN), first + 4)
 
 
-@_compiled
-def _four_weights(t: float, is_bicubic: bool, weight_4: Floats) -> None:
-    """Of a sample at share t of the way from the second of four pixels to the third."""
-    if is_bicubic:
-        a, u = np.float32(CUBIC), ONE - t
-        weight_4[0] = a * t * u * u
-        weight_4[1] = ((a + np.float32(2)) * t - (a + np.float32(3))) * t * t + ONE
-        weight_4[2] = ((a + np.float32(2)) * u - (a + np.float32(3))) * u * u + ONE
-        weight_4[3] = a * u * t * t
+@compiled
+def _weights_between(weight_4S: Floats, is_bicubic: bool) -> None:
+    """Weights of four pixels for samples between the second and the third, from their distances to the second."""
+    v, w, x, y = weight_4S[0], weight_4S[1], weight_4S[2], weight_4S[3]
+    if is_bicubic:  # the kernel's two pieces, without its branches
+        for j in range(len(v)):
+            t, u = v[j], ONE - v[j]
+            v[j], y[j] = A * t * u * u, A * u * t * t
+            w[j] = ((A + TWO) * t - (A + THREE)) * t * t + ONE
+            x[j] = ((A + TWO) * u - (A + THREE)) * u * u + ONE
     else:
-        weight_4[0], weight_4[1], weight_4[2], weight_4[3] = ZERO, ONE - t, t, ZERO
+        for j in range(len(v)):
+            w[j], x[j] = ONE - v[j], v[j]
+            v[j] = y[j] = ZERO
 
 
-@_compiled
-def _gathered_gray(source: Floats, start: int, width: int, x_4: Floats, y_4: Floats) -> float:
-    """4 x 4 pixels weighted; written out so that the four columns share a vector register."""
-    at, step, one = np.uint64(start), np.uint64(width), np.uint64(1)
-    a = b = c = d = ZERO
-    for k in range(4):
-        w = y_4[k]
-        a += w * source[at]
-        b += w * source[at + one]
-        c += w * source[at + one + one]
-        d += w * source[at + one + one + one]
-        at += step
-    return a * x_4[0] + b * x_4[1] + c * x_4[2] + d * x_4[3]
+@compiled
+def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
+    """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
+    size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
+    num_taps = 4 * (max(height, width, size) // size + 2)
+    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
+    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
+    _antialiased_taps(width, x_S, x_SK)
+    _antialiased_taps(height, y_S, y_SK)
+    # A plain 1 would be a type of its own, and all kernels below be compiled once more.
+    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
 
 
-@_compiled
-def _gathered_color(source: Floats, start: int, width: int, x_4: Floats, y_4: Floats) -> tuple[float, float, float]:
-    """4 x 4 pixels weighted; a fourth, unused channel lets the three share a vector register."""
-    at, step, one = np.uint64(start), np.uint64(width), np.uint64(1)
-    a = b = c = d = ZERO
-    for k in range(4):
-        place = at
-        for j in range(4):
-            w = y_4[k] * x_4[j]
-            a += w * source[place]
-            b += w * source[place + one]
-            c += w * source[place + one + one]
-            d += w * source[place + one + one + one]
-            place += one + one + one
-        at += step
-    return a, b, c
-
-
-@_compiled
-def _resize_taps(num: int, size: int) -> tuple[Ints, Floats]:
-    """Starts and weights that take `num` pixels to `size`."""
-    step = num / size
-    filter_step = max(step, 1.0)
-    num_taps = 4 * -(-(int(np.ceil(4 * filter_step)) + 1) // 4)
-    start_S, weight_SK = np.empty(size, np.int64), np.empty((size, num_taps), np.float32)
-    _antialiased_taps(step / 2 - 0.5, step, filter_step, num, start_S, weight_SK)
-    return start_S, weight_SK
-
-
-@_compiled
+@compiled
 def _resample(
-    image_HWC: Pixels, crop_4: Doubles, rotation_rad: float, is_flipped: bool, is_bicubic: bool, columns_SCS: Floats
+    image_HWC: Pixels,
+    crop_4: Doubles,
+    rotation_rad: float,
+    is_flipped: bool,
+    is_bicubic: bool,
+    columns_SCS: Floats,
+    scratch: Floats,
 ) -> None:
     """Rotate about the centre, crop, flip and resize in one sampling."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     center_x, center_y, box_width, box_height = crop_4
-    level = max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
-    block = 2**level
+    block = np.int64(2) ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
     # From a view's pixel to one of the source, whose pixel 0 has its centre at 0.
     step_x = (-box_width if is_flipped else box_width) / size / block
     step_y = box_height / size / block
@@ -354,27 +412,20 @@ def _resample(
         x_S4, y_S4 = np.empty((size, 4), np.float32), np.empty((size, 4), np.float32)
         _taps(middle_x - half * step_x, step_x, x_S, x_S4, is_bicubic)
         _taps(middle_y - half * step_y, step_y, y_S, y_S4, is_bicubic)
-        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS)
+        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch)
     else:
-        map_23 = np.array([[cosine * step_x, -sine * step_y, 0.0], [sine * step_x, cosine * step_y, 0.0]])
+        map_23 = np.empty((2, 3))
+        map_23[0, 0], map_23[0, 1] = cosine * step_x, -sine * step_y
+        map_23[1, 0], map_23[1, 1] = sine * step_x, cosine * step_y
         map_23[0, 2] = middle_x - half * (map_23[0, 0] + map_23[0, 1])
         map_23[1, 2] = middle_y - half * (map_23[1, 0] + map_23[1, 1])
-        _turned(image_HWC, block, map_23, is_bicubic, columns_SCS)
-
-
-@_compiled
-def _resize(image_HWC: Pixels, columns_SCS: Floats) -> None:
-    """Stretch to S x S, bicubic and antialiased."""
-    size = columns_SCS.shape[0]
-    x_S, x_SK = _resize_taps(image_HWC.shape[1], size)
-    y_S, y_SK = _resize_taps(image_HWC.shape[0], size)
-    _separable(image_HWC, 1, x_S, x_SK, y_S, y_SK, columns_SCS)
+        _turned(image_HWC, block, map_23, is_bicubic, columns_SCS, scratch)
 
 
 # Colour
 
 
-@_compiled
+@compiled
 def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
     """Turn HSV hue by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
     shift = np.float32(6 * turns)
@@ -384,16 +435,16 @@ def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
         value = max(max(r, g), b)
         chroma = value - low
         scale = ONE / max(chroma, TINY)
-        from_green = (b - r) * scale + np.float32(2) if value == g else (r - g) * scale + np.float32(4)
+        from_green = (b - r) * scale + TWO if value == g else (r - g) * scale + FOUR
         sixths = ((g - b) * scale if value == r else from_green) + shift
         sixths -= SIX * np.floor(sixths / SIX)
         # Red is full within a sixth of hue 0 and of 6, green of 2, blue of 4.
-        red[i] = low + chroma * min(max(abs(sixths - np.float32(3)) - ONE, ZERO), ONE)
-        green[i] = low + chroma * min(max(np.float32(2) - abs(sixths - np.float32(2)), ZERO), ONE)
-        blue[i] = low + chroma * min(max(np.float32(2) - abs(sixths - np.float32(4)), ZERO), ONE)
+        red[i] = low + chroma * min(max(abs(sixths - THREE) - ONE, ZERO), ONE)
+        green[i] = low + chroma * min(max(TWO - abs(sixths - TWO), ZERO), ONE)
+        blue[i] = low + chroma * min(max(TWO - abs(sixths - FOUR), ZERO), ONE)
 
 
-@_compiled
+@compiled
 def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
     """HSV saturation times a factor, at most 1; value and hue stay (tf.image.adjust_saturation)."""
     asked = np.float32(factor)
@@ -407,7 +458,7 @@ def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
         blue[i] = value - (value - b) * share
 
 
-@_compiled
+@compiled
 def _stretch(line: Floats, factor: float, shift: float) -> None:
     """Intensity times a factor plus a shift, clipped."""
     scale, offset = np.float32(factor), np.float32(shift)
@@ -415,7 +466,7 @@ def _stretch(line: Floats, factor: float, shift: float) -> None:
         line[i] = min(max(line[i] * scale + offset, ZERO), WHITE)
 
 
-@_compiled
+@compiled
 def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
     """Luma in all three channels."""
     for i in range(len(red)):
@@ -423,7 +474,7 @@ def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
         red[i] = green[i] = blue[i] = luma
 
 
-@_compiled
+@compiled
 def _means(columns_SCS: Floats) -> Doubles:
     """Mean of each channel."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
@@ -437,7 +488,7 @@ def _means(columns_SCS: Floats) -> Doubles:
     return mean_C / (size * size)
 
 
-@_compiled
+@compiled
 def _change(columns_SCS: Floats, order_4: Ints, jitter_4: Doubles) -> None:
     """SimCLR's colour jitter in the order given, a clip after each; contrast about each channel's own mean."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
@@ -462,7 +513,7 @@ def _change(columns_SCS: Floats, order_4: Ints, jitter_4: Doubles) -> None:
         begin = end
 
 
-@_compiled
+@compiled
 def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
     """The supplement's jitter (A.2): brightness added, contrast about the mean, then one clip."""
     mean_C = _means(columns_SCS)
@@ -475,66 +526,87 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 # Blur
 
 
-@_compiled
-def _blur(columns_SCS: Floats, sigma: float) -> None:
+@compiled
+def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
+    """Write the weights of distances 0 to the radius that is returned."""
+    radius = size // BLUR_SIDE_SHARE // 2
+    total = 1.0
+    for k in range(1, radius + 1):
+        total += 2 * np.exp(-(k**2) / (2 * sigma**2))
+    used = 0
+    for k in range(radius + 1):
+        weight = np.exp(-(k**2) / (2 * sigma**2))
+        weight_R[k] = np.float32(weight / total)
+        used = k if weight > BLUR_NEGLIGIBLE else used
+    return used
+
+
+@compiled
+def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
     """Gaussian blur in place, separable, zeros outside the image as in SimCLR's code.
 
     The kernel has 2 * (side // 10 // 2) + 1 taps: 23 at 224 pixels, one, and so no blur, below 20.
     """
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
-    radius = size // BLUR_SIDE_SHARE // 2
-    weights = np.exp(-(np.arange(radius + 1) ** 2) / (2 * sigma**2))
-    weights /= 2 * weights.sum() - weights[0]
-    while radius > 0 and weights[radius] < BLUR_NEGLIGIBLE * weights[0]:
-        radius -= 1
-    if radius == 0:
-        return
-    padded = np.zeros(size + 2 * radius, np.float32)
-    middle = padded[radius : radius + size]
+    width = num_channels * size
+    weight_R = np.empty(size, np.float32)
+    radius = _blur_weights(size, sigma, weight_R)
+    flat = columns_SCS.reshape(size, width)
+    padded = scratch[: size + 2 * radius]
+    padded[:radius] = padded[size + radius :] = ZERO
     for x in range(size):
         for channel in range(num_channels):
             line = columns_SCS[x, channel]
-            middle[:] = line
-            line *= np.float32(weights[0])
+            for y in range(size):
+                padded[radius + y] = line[y]
+                line[y] *= weight_R[0]
             for k in range(1, radius + 1):
-                _add_pair(line, padded[radius - k :], padded[radius + k :], np.float32(weights[k]))
-    width = num_channels * size
-    before = np.zeros((radius + 1, width), np.float32)  # the columns on the left as they were, a ring
-    nothing = np.zeros(width, np.float32)
-    flat = columns_SCS.reshape(size, width)
+                _add_pair(padded[radius - k :], padded[radius + k :], weight_R[k], line)
+    before = scratch[: (radius + 1) * width].reshape(radius + 1, width)  # columns on the left as they were, a ring
+    before[:] = ZERO
     for x in range(size):
-        own = before[x % (radius + 1)]
-        own[:] = flat[x]
-        flat[x] *= np.float32(weights[0])
+        own, column = before[x % (radius + 1)], flat[x]
+        for y in range(width):
+            own[y] = column[y]
+            column[y] *= weight_R[0]
         for k in range(1, radius + 1):
-            left = before[(x - k) % (radius + 1)] if x >= k else nothing
-            right = flat[x + k] if x + k < size else nothing
-            _add_pair(flat[x], left, right, np.float32(weights[k]))
+            left = before[(x + radius + 1 - k) % (radius + 1)]
+            if x + k < size:
+                _add_pair(left, flat[x + k], weight_R[k], column)
+            else:
+                _add_one(left, weight_R[k], column)
 
 
-@_compiled
-def _add_pair(line: Floats, left: Floats, right: Floats, weight: float) -> None:
+@compiled
+def _add_pair(left: Floats, right: Floats, weight: float, line: Floats) -> None:
     for i in range(len(line)):
         line[i] += weight * (left[i] + right[i])
+
+
+@compiled
+def _add_one(left: Floats, weight: float, line: Floats) -> None:
+    for i in range(len(line)):
+        line[i] += weight * left[i]
 
 
 # Views
 
 
-@_compiled
-def _finish(columns_SCS: Floats, out_SSC: Pixels) -> None:
-    """Round to whole intensities, and from columns to rows."""
+@compiled
+def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
+    """Clip, round to whole intensities, and from columns to rows."""
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
-    lines = np.empty((size * num_channels, size), np.uint8)
-    flat = columns_SCS.reshape(size * num_channels, size)
-    for k in range(size * num_channels):
+    num_lines = size * num_channels
+    lines = scratch.view(np.uint8)[: num_lines * size].reshape(num_lines, size)
+    flat = columns_SCS.reshape(num_lines, size)
+    for k in range(num_lines):
         line, source = lines[k], flat[k]
         for i in range(size):
-            line[i] = np.uint8(np.int32(source[i] + HALF))
-    _transpose(lines, out_SSC.reshape(size, size * num_channels))
+            line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
+    _transpose(lines, out_SSC.reshape(size, num_lines))
 
 
-@_compiled
+@compiled
 def view(
     image_HWC: Pixels,
     is_plain: bool,
@@ -549,6 +621,7 @@ def view(
     is_gray: bool,
     blur_sigma: float,
     out_SSC: Pixels,
+    scratch: Floats,
 ) -> None:
     """Rotation, crop, flip and resize in one resampling, then colour, grey and blur.
 
@@ -566,13 +639,15 @@ def view(
         is_gray: Luma in all channels.
         blur_sigma: Pixels of the view; 0: no blur.
         out_SSC: Contiguous; overwritten.
+        scratch: As of the function of this name.
     """
     size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
-    columns_SCS = np.empty((size, num_channels, size), np.float32)
+    num = size * num_channels * size
+    columns_SCS, rest = scratch[:num].reshape(size, num_channels, size), scratch[num:]
     if is_plain:
-        _resize(image_HWC, columns_SCS)
+        _resize(image_HWC, columns_SCS, rest)
     else:
-        _resample(image_HWC, crop_4, rotation_rad, is_flipped, is_bicubic, columns_SCS)
+        _resample(image_HWC, crop_4, rotation_rad, is_flipped, is_bicubic, columns_SCS, rest)
     if is_jittered and is_additive:
         _shift_and_stretch(columns_SCS, jitter_4)
     elif is_jittered:
@@ -581,14 +656,22 @@ def view(
         for x in range(size):
             _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2])
     if blur_sigma > 0:
-        _blur(columns_SCS, blur_sigma)
-    _finish(columns_SCS, out_SSC)
+        _blur(columns_SCS, blur_sigma, rest)
+    _finish(columns_SCS, out_SSC, rest)
 
 
-@_compiled
-def resized(image_HWC: Pixels, out_SSC: Pixels) -> None:
-    """Stretch to S x S, bicubic and antialiased; both contiguous."""
-    size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
-    columns_SCS = np.empty((size, num_channels, size), np.float32)
-    _resize(image_HWC, columns_SCS)
-    _finish(columns_SCS, out_SSC)
+_own = threading.local()
+
+
+def scratch(height: int, width: int, channels: int, size_px: int) -> Floats:
+    """This thread's working memory, enough for a view of such an image; memory from the system costs more than a view.
+
+    Only what a view touches is ever backed by real memory.
+    """
+    num_taps = 4 * (max(height, width) // size_px + 3)
+    num = 2 * size_px * size_px * channels
+    num += (2 * size_px + num_taps) * (width + 2 * num_taps) * channels
+    num += (height + 4 * MARGIN) * (width + 4 * MARGIN) * channels + BLOCK
+    if getattr(_own, "scratch", np.empty(0)).size < num:
+        _own.scratch = np.empty(num, np.float32)
+    return cast(Floats, _own.scratch)
