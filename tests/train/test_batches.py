@@ -167,7 +167,7 @@ def test_what_cannot_be_decoded_is_told_by_its_position_at_its_batch_and_the_thr
     position, identifier = cohort.positions[7], cohort.rows["image_id"][7].as_py()
     with Batches(images, plan, steps=range(6), size_px=OUT, device=CPU, num_threads=3) as batches:
         assert len(next(batches)) == 4
-        with pytest.raises(BadInputError, match=f"image number {position}: not an image") as caught:
+        with pytest.raises(BadInputError, match=f"image number {position}: damaged") as caught:
             next(batches)
     assert identifier not in str(caught.value)
     assert not threads_of_batches()

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.exit_codes import BadInputError
-from medssl.imaging import Pixels
+from medssl.imaging import ImageError, Pixels
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, permutation
 from medssl.train.augment import uniforms
+from medssl.train.decode import decode_stored
 from medssl.train.resources import MIB, cache_mib, loader_threads, local_processes
 
 Index = NDArray[np.int64]
@@ -70,7 +71,15 @@ class Images:
         if self._pixels_NHWC is not None:
             kept_HWC: Pixels = self._pixels_NHWC[number]
             return kept_HWC
-        return np.ascontiguousarray(self.cohort.decode(number).transpose(1, 2, 0))
+        position = int(self.cohort.positions[number])
+        try:
+            image_HWC = decode_stored(self.cohort.shards.read(position), self.cohort.shards.channels)
+        except ImageError as error:
+            raise BadInputError(f"shards: image number {position}: {error}; run write_shards again") from None
+        if image_HWC.shape != self.shape:
+            found = f"image number {position} has shape {image_HWC.shape}, expected {self.shape}"
+            raise BadInputError(f"shards: {found}; run write_shards again")
+        return image_HWC
 
     def _decode_all(self) -> Pixels:
         pixels_NHWC = np.empty((len(self), *self.shape), np.uint8)
