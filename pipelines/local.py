@@ -32,6 +32,7 @@ from medssl.progress import MARK, TASK_MARK, counted, duration
 from medssl.stages.data import BEAM_OPTIONS_VARIABLE
 from medssl.store import STORE_VARIABLE, Store, write_json
 from medssl.train.launch import PARALLEL_TASKS_VARIABLE, PROCESSES_VARIABLE, THREADS_VARIABLE
+from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE
 from pipelines import availability, preflight
 from pipelines.plan import make_plan
 from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
@@ -158,6 +159,8 @@ def _environment(study: Study, out_dir: Path) -> dict[str, str]:
         FAILURE_FILE_VARIABLE: str(out_dir / "failure.json"),
         PROCESSES_VARIABLE: str(study.resources.processes),
         THREADS_VARIABLE: str(study.resources.threads_per_process),
+        LOADER_THREADS_VARIABLE: str(study.resources.loader_threads),
+        CACHE_MIB_VARIABLE: str(study.resources.cache_mib),
         PARALLEL_TASKS_VARIABLE: str(study.resources.parallel_tasks),
         BEAM_OPTIONS_VARIABLE: os.environ.get(BEAM_OPTIONS_VARIABLE) or shlex.join(study.resources.beam_options),
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", _tracking_uri(out_dir)),

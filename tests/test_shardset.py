@@ -12,7 +12,6 @@ from medssl import schema
 from medssl.config import ShardConfig
 from medssl.data import shards
 from medssl.exit_codes import BadInputError
-from medssl.progress import Progress
 from medssl.shardset import Cohort, ShardSet, part_of, permutation, rank_share
 
 SIZE_PX = 16
@@ -193,7 +192,7 @@ def test_a_cohort_is_exactly_the_images_of_its_split_with_their_rows(tmp_path, c
         assert cohort.rows["image_id"].to_pylist() == expected
         assert cohort.num_missing == (1 if study.split_of[study.patient_of[study.missing]] == split else 0)
         assert cohort.rows.schema.equals(study.index.schema)
-        images = cohort.decode_all(num_threads=2)
+        images = [cohort.decode(row) for row in range(len(cohort))]
         np.testing.assert_array_equal(images, [pixels(image_id, channels) for image_id in expected])
         np.testing.assert_array_equal(cohort.decode(3), images[3])
         np.testing.assert_array_equal(cohort.load(expected[3]), images[3])
@@ -264,9 +263,3 @@ def test_tables_and_shards_of_different_origin_are_refused(study):
     ):
         with pytest.raises(BadInputError, match=words):
             Cohort.select(*arguments, shard_set, split="train")
-
-
-def test_decoding_reports_progress_to_the_end(study, capsys):
-    cohort = study.cohort("train")
-    cohort.decode_all(Progress("decode", len(cohort), unit="images"))
-    assert "decode: 35/35 images" in capsys.readouterr().out

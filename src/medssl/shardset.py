@@ -5,7 +5,6 @@ rewrites no image, and an image outside the split that a reader was opened for i
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,6 @@ from numpy.typing import NDArray
 
 from medssl import imaging, layout, schema
 from medssl.exit_codes import BadInputError
-from medssl.progress import Progress
-
-_DECODE_AHEAD = 256  # images decoded between two progress lines
 
 Order = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
@@ -275,28 +271,6 @@ class Cohort:
     def decode(self, row: int) -> imaging.Pixels:
         """The image of row `row`, uint8, shape (C, S, S)."""
         return self.shards.decode(int(self.positions[row]))
-
-    def decode_all(self, progress: Progress | None = None, *, num_threads: int = 1) -> imaging.Pixels:
-        """All images in the order of `rows`, uint8, shape (N, C, S, S).
-
-        Args:
-            progress: Told how many are done; its total is N.
-            num_threads: Images decoded at the same time.
-        """
-        size_px = self.shards.image_size_px
-        images = np.empty((len(self), self.shards.channels, size_px, size_px), np.uint8)
-
-        def decode_into(row: int) -> None:
-            images[row] = self.decode(row)
-
-        # In the order of the files, so that a cold disk is read forwards.
-        rows = np.argsort(self.positions).tolist()
-        with ThreadPoolExecutor(num_threads) as pool:
-            for begin in range(0, len(rows), _DECODE_AHEAD):
-                done = sum(1 for _ in pool.map(decode_into, rows[begin : begin + _DECODE_AHEAD]))
-                if progress is not None:
-                    progress.update(begin + done)
-        return images
 
     @cached_property
     def _row_of(self) -> dict[str, int]:

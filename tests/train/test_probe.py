@@ -80,10 +80,10 @@ def test_samples_are_bounded_the_same_every_time_and_of_their_own_split(
     assert few is not None
     assert again is not None
     assert (len(few.train), len(few.validation)) == (5, 8)
-    assert torch.equal(few.train.pixels_NCSS, again.train.pixels_NCSS)
-    pixels = {image.numpy().tobytes() for image in whole.train.pixels_NCSS}
-    assert {image.numpy().tobytes() for image in few.train.pixels_NCSS} < pixels
-    assert not pixels & {image.numpy().tobytes() for image in whole.validation.pixels_NCSS}
+    assert torch.equal(few.train.pixels_NSSC, again.train.pixels_NSSC)
+    pixels = {image.numpy().tobytes() for image in whole.train.pixels_NSSC}
+    assert {image.numpy().tobytes() for image in few.train.pixels_NSSC} < pixels
+    assert not pixels & {image.numpy().tobytes() for image in whole.validation.pixels_NSSC}
 
 
 def test_without_labels_or_validation_images_a_run_says_once_that_it_has_no_probe(

@@ -123,16 +123,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, after_calls: int, how: Callable[[], None]) -> None:
-    """Call `how` when an image batch is augmented for the n-th time."""
-    real, calls = augment.apply, [0]
+    """Call `how` when the training process takes a batch of images for the n-th time."""
+    real, calls = augment.to_unit, [0]
 
-    def counting(*arguments: Any, **options: Any) -> torch.Tensor:
+    def counting(*arguments: Any) -> torch.Tensor:
         calls[0] += 1
         if calls[0] == after_calls:
             how()
-        return real(*arguments, **options)
+        return real(*arguments)
 
-    monkeypatch.setattr(augment, "apply", counting)
+    monkeypatch.setattr(augment, "to_unit", counting)
 
 
 def crash() -> None:
@@ -157,7 +157,7 @@ def test_an_interrupted_pretraining_ends_with_the_same_bytes(
     pretrain(whole, ALONE)
     broken = pretrain_job(data, f"broken-{method}-{reason.__name__}", **settings)
     with monkeypatch.context() as patch:
-        interrupt(patch, after_calls=9, how=how)  # two views a step: in the fifth
+        interrupt(patch, after_calls=5, how=how)
         with pytest.raises(reason):
             pretrain(broken, ALONE)
     pretrain(broken, ALONE)
@@ -173,7 +173,7 @@ def test_an_interrupted_fine_tuning_ends_with_the_same_bytes(
     finetune(whole, ALONE)
     broken = finetune_job(data, f"ft-broken-{reason.__name__}", *items)
     with monkeypatch.context() as patch:
-        interrupt(patch, after_calls=7 + 4, how=how)  # in the second item
+        interrupt(patch, after_calls=7 + 3 + 5, how=how)  # after seven steps and three evaluations: in the second item
         with pytest.raises(reason):
             finetune(broken, ALONE)
     finetune(broken, ALONE)

@@ -1,10 +1,10 @@
-"""Batched augmentation of image tensors, random per image and view, the same on every device.
+"""Augmentation of images, random per image and view: what is drawn, and views of it as uint8.
 
-Shape suffixes: N images, C channels, H and W pixels.
+Shape suffixes: N images, H and W pixels, S pixels of a view, C channels.
 
 Random numbers come from a hash of (seed, epoch, image index, view), not from a generator with a state: what
 an image gets depends neither on its batch, nor on its place in it, nor on the number of workers or ranks.
-Geometry is one resampling, so rotation, crop, flip and resize blur the image once.
+Geometry is one resampling, so rotation, crop, flip and resize blur the image once. pixels.py has the kernels.
 """
 
 import itertools
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.train import pixels
+from medssl.train.pixels import Pixels
 
 CROP_ATTEMPTS = 10
 # Each row: brightness (0), contrast (1), saturation (2), hue (3) in order of application.
@@ -234,8 +236,103 @@ def draw(augmentation: Augmentation, uniforms_NK: NDArray[np.float64], *, height
     )
 
 
+def draws(
+    augmentation: Augmentation, *, seed: int, epoch: int, index_N: NDArray[np.int64], view: int, height: int, width: int
+) -> Draws:
+    """What N images of one size get: a pure function of (seed, epoch, image index, view), whatever the batch.
+
+    Args:
+        augmentation: What to draw, and how widely.
+        seed: Of the run.
+        epoch: Pass over the data.
+        index_N: Index of each image in its data set, shape (N,).
+        view: Number of the view, 0 or 1 for a pair.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+    """
+    return draw(augmentation, uniforms(seed, epoch, index_N, view, NUM_UNIFORMS), height=height, width=width)
+
+
+def render(image_HWC: Pixels, augmentation: Augmentation, draws: Draws, row: int, out_SSC: Pixels) -> None:
+    """One view of one image: rotation, crop, flip and resize, then colour, grey, blur; rounded once, at the end.
+
+    Saturation, hue and grey are left out for one channel, where they change nothing. A crop that shrinks by
+    s >= 1.41 (root of the area ratio) is read from the image averaged over blocks of 2^k pixels, k = round(log2 s),
+    so a shrink of at most 1.41 is left unfiltered. Outside the rotated image values fade to 0 over one pixel;
+    without rotation nothing outside is seen. Without rotation, crop and flip it is a plain `evaluate` that is changed.
+
+    Threads may call it at once: the interpreter is needed for microseconds only.
+
+    Args:
+        image_HWC: C-contiguous, 1 or 3 channels; not changed.
+        augmentation: What `draws` come from.
+        draws: Of images of this height and width.
+        row: Which of the draws.
+        out_SSC: C-contiguous, square, as many channels; overwritten.
+
+    Raises:
+        ValueError: On arrays of another kind.
+
+    References:
+        Chen et al. 2020, appendix A; order of the rotation: before the crop.
+    """
+    _check(image_HWC, out_SSC)
+    is_plain = augmentation.crop_scale is None and not augmentation.flip_p and not augmentation.rotation_deg
+    pixels.view(
+        image_HWC,
+        is_plain,
+        draws.crop[row],
+        draws.rotation_rad[row],
+        draws.is_flipped[row],
+        augmentation.interpolation == "bicubic",
+        draws.is_jittered[row],
+        augmentation.additive_brightness,
+        draws.jitter_order[row],
+        draws.jitter[row],
+        draws.is_gray[row],
+        draws.blur_sigma[row] if draws.is_blurred[row] else 0.0,
+        out_SSC,
+        pixels.scratch(*image_HWC.shape, len(out_SSC)),
+    )
+
+
+_NOTHING = draw(none(), np.zeros((1, NUM_UNIFORMS)), height=1, width=1)
+
+
+def evaluate(image_HWC: Pixels, *, center_crop: float | None, out_SSC: Pixels) -> None:
+    """An image as the model sees it when nothing is drawn: resized to S x S, bicubic and antialiased.
+
+    Args:
+        image_HWC: C-contiguous, 1 or 3 channels; not changed.
+        center_crop: Side of a central square as a share of the shorter side; SimCLR takes 0.875. None keeps
+            the whole image and stretches it: a crop can cut the costophrenic angles off a radiograph.
+        out_SSC: C-contiguous, square, as many channels; overwritten.
+
+    Raises:
+        ValueError: On arrays of another kind or a central crop outside (0, 1].
+    """
+    if center_crop is not None:
+        if not 0 < center_crop <= 1:
+            raise ValueError(f"center_crop is {center_crop}; expected a share in (0, 1], such as 0.875, or None")
+        height, width = image_HWC.shape[:2]
+        side = max(1, round(center_crop * min(height, width)))
+        top, left = (height - side) // 2, (width - side) // 2
+        image_HWC = np.ascontiguousarray(image_HWC[top : top + side, left : left + side])
+    render(image_HWC, none(), _NOTHING, 0, out_SSC)
+
+
+def _check(image_HWC: Pixels, out_SSC: Pixels) -> None:
+    """Raise unless the kernels, which check nothing, can read the one array and fill the other."""
+    channels = image_HWC.shape[2] if image_HWC.ndim == 3 else 0
+    is_square = out_SSC.ndim == 3 and out_SSC.shape == (out_SSC.shape[0], out_SSC.shape[0], channels)
+    is_sound = all(a.dtype == np.uint8 and a.flags.c_contiguous and a.size for a in (image_HWC, out_SSC))
+    if channels not in (1, 3) or not is_square or not is_sound:
+        found = f"an image {image_HWC.dtype}{image_HWC.shape} for a view {out_SSC.dtype}{out_SSC.shape}"
+        raise ValueError(f"found {found}; expected contiguous uint8 (H, W, C) and (S, S, C) with 1 or 3 channels")
+
+
 def apply(
-    images_NCHW: Tensor,
+    images_NHWC: Pixels,
     *,
     augmentation: Augmentation,
     seed: int,
@@ -243,13 +340,11 @@ def apply(
     index_N: NDArray[np.int64],
     view: int,
     size_px: int,
-) -> Tensor:
-    """One augmented view of each image: rotation, crop, flip and resize, then colour, grey, blur.
-
-    Saturation, hue and grey are left out for one channel, where they change nothing.
+) -> Pixels:
+    """One view of each image of a batch, as `draws` and `render` make them.
 
     Args:
-        images_NCHW: uint8, or float in [0, 1]; C is 1 or 3; not changed.
+        images_NHWC: uint8, C-contiguous; C is 1 or 3; not changed.
         augmentation: What to draw.
         seed: Of the run.
         epoch: Pass over the data.
@@ -258,72 +353,38 @@ def apply(
         size_px: Side of the result.
 
     Returns:
-        float32 in [0, 1], shape (N, C, size, size), on the device of the images. What is drawn for an image
-        depends on (seed, epoch, its index, view) only; its pixels, on the batch too, but for rounding alone.
+        uint8, shape (N, size, size, C). A view depends on its image and (seed, epoch, index, view) only.
 
     Raises:
-        ValueError: On images that are not (N, C, H, W) with 1 or 3 channels, or as many indices.
-
-    References:
-        Chen et al. 2020, appendix A; order of the rotation: before the crop.
+        ValueError: On images that are not uint8 (N, H, W, C) with 1 or 3 channels, or as many indices.
     """
-    if images_NCHW.ndim != 4 or images_NCHW.shape[1] not in (1, 3) or len(index_N) != len(images_NCHW):
-        found = f"images of shape {tuple(images_NCHW.shape)} and {len(index_N)} indices"
-        raise ValueError(f"found {found}; expected (N, C, H, W) with 1 or 3 channels and N indices")
-    height, width = images_NCHW.shape[-2:]
-    numbers = uniforms(seed, epoch, index_N, view, NUM_UNIFORMS)
-    draws = draw(augmentation, numbers, height=height, width=width)
-    view_NCHW = _geometry(images_NCHW, augmentation, draws, size_px)
-    if augmentation.additive_brightness:
-        pixels.shift_and_contrast(view_NCHW, is_jittered_N=draws.is_jittered, values_N4=draws.jitter)
-    else:
-        pixels.jitter(
-            view_NCHW,
-            is_jittered_N=draws.is_jittered,
-            order_N4=draws.jitter_order,
-            values_N4=draws.jitter,
-        )
-    if view_NCHW.shape[1] == 3:
-        pixels.grayscale(view_NCHW, is_gray_N=draws.is_gray)
-    pixels.blur(view_NCHW, is_blurred_N=draws.is_blurred, sigma_N=draws.blur_sigma)
-    return view_NCHW
+    if images_NHWC.ndim != 4 or len(index_N) != len(images_NHWC):
+        raise ValueError(f"found images {images_NHWC.shape} and {len(index_N)} indices; expected (N, H, W, C) and N")
+    num, height, width, channels = images_NHWC.shape
+    drawn = draws(augmentation, seed=seed, epoch=epoch, index_N=index_N, view=view, height=height, width=width)
+    views_NSSC = np.empty((num, size_px, size_px, channels), np.uint8)
+    for row in range(num):
+        render(images_NHWC[row], augmentation, drawn, row, views_NSSC[row])
+    return views_NSSC
 
 
-def _geometry(images_NCHW: Tensor, augmentation: Augmentation, draws: Draws, size_px: int) -> Tensor:
-    """A new tensor: rotated, cropped, flipped and resized, or a plain resize if none of these is asked."""
-    if augmentation.crop_scale is None and not augmentation.flip_p and not augmentation.rotation_deg:
-        return evaluation(images_NCHW, size_px=size_px)
-    return pixels.resample(
-        pixels.unit_float(images_NCHW),
-        crop_N4=draws.crop,
-        is_flipped_N=draws.is_flipped,
-        rotation_rad_N=draws.rotation_rad,
-        size_px=size_px,
-        mode=augmentation.interpolation,
-    )
+def evaluation(images_NHWC: Pixels, *, size_px: int, center_crop: float | None = None) -> Pixels:
+    """Each image of a batch, uint8 (N, H, W, C), as `evaluate` makes it: uint8 (N, size, size, C)."""
+    views_NSSC = np.empty((len(images_NHWC), size_px, size_px, images_NHWC.shape[-1]), np.uint8)
+    for image_HWC, out_SSC in zip(images_NHWC, views_NSSC, strict=True):
+        evaluate(image_HWC, center_crop=center_crop, out_SSC=out_SSC)
+    return views_NSSC
 
 
-def evaluation(images_NCHW: Tensor, *, size_px: int, center_crop: float | None = None) -> Tensor:
-    """Images as the model sees them when nothing is drawn: resized to size x size, bicubic and antialiased.
+def to_unit(batch_NSSC: Tensor, device: torch.device) -> Tensor:
+    """A uint8 batch as the network takes it; the host hands over bytes, the device makes them floats.
 
     Args:
-        images_NCHW: uint8, or float in [0, 1]; not changed.
-        size_px: Side of the result.
-        center_crop: Side of a central square as a share of the shorter side; SimCLR takes 0.875. None keeps
-            the whole image and stretches it: a crop can cut the costophrenic angles off a radiograph.
+        batch_NSSC: uint8; from pinned memory the copy does not wait.
+        device: Where the result is.
 
     Returns:
-        float32 in [0, 1], shape (N, C, size, size); a new tensor.
-
-    Raises:
-        ValueError: On a central crop outside (0, 1].
+        float32 in [0, 1], shape (N, C, S, S), channels last in memory.
     """
-    images_NCHW = pixels.unit_float(images_NCHW)
-    if center_crop is not None:
-        if not 0 < center_crop <= 1:
-            raise ValueError(f"center_crop is {center_crop}; expected a share in (0, 1], such as 0.875, or None")
-        height, width = images_NCHW.shape[-2:]
-        side = max(1, round(center_crop * min(height, width)))
-        top, left = (height - side) // 2, (width - side) // 2
-        images_NCHW = images_NCHW[..., top : top + side, left : left + side]
-    return pixels.resize(images_NCHW, size_px=size_px)
+    moved_NSSC = batch_NSSC.to(device, non_blocking=True)
+    return moved_NSSC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)

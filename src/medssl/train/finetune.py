@@ -25,6 +25,7 @@ from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet, permutation
 from medssl.store import write_json
 from medssl.train import augment
+from medssl.train.batches import Batches, Rows
 from medssl.train.checkpoint import cpu_copy, load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, write_history
@@ -32,6 +33,7 @@ from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import Images, finetune_batch_at
 from medssl.train.optim import sgd_nesterov, warmup_cosine
 from medssl.train.precision import autocast
+from medssl.train.resources import MIB, cache_mib, local_processes
 from medssl.train.worker import run_worker
 
 EVALUATION_BATCH = 256
@@ -55,13 +57,16 @@ class Cohorts:
 
     @classmethod
     def read(cls, job: FinetuneJob) -> Self:
-        """Read the tables, and decode the images of train and validation; test images are not opened."""
+        """Read the tables, and open the images of train and validation; test images are not opened."""
         index = schema.read(job.inputs.index_path, schema.INDEX)
         splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
         shards = ShardSet.open(job.inputs.shards_dir)
         classes = labels.classes(index, splits, job.task)
         select = partial(Cohort.select, index, splits, shards)
-        train, validation = (Split.decode(select(split=split), job.task, classes) for split in ("train", "validation"))
+        max_bytes = MIB * cache_mib(local_processes())
+        train = Split.open(select(split="train"), job.task, classes, max_bytes=max_bytes)
+        rest = max_bytes - train.images.num_bytes_kept
+        validation = Split.open(select(split="validation"), job.task, classes, max_bytes=rest)
 
         def fraction(label_fraction: float, draw: int) -> pa.Table:
             return select(split="train", label_fraction=label_fraction, draw=draw).rows
@@ -96,12 +101,12 @@ class Split:
     images_of: list[np.ndarray]
 
     @classmethod
-    def decode(cls, cohort: Cohort, task: TaskConfig, classes: tuple[str, ...]) -> Self:
-        """Decode the images of a cohort and read their truth."""
+    def open(cls, cohort: Cohort, task: TaskConfig, classes: tuple[str, ...], *, max_bytes: int | None = None) -> Self:
+        """Open the images of a cohort, decoded where they take at most `max_bytes`, and read their truth."""
         labelled = labels.labelled(cohort.rows, task, classes)
         by_unit = np.argsort(labelled.unit_N, kind="stable")
         ends = np.cumsum(np.bincount(labelled.unit_N, minlength=labelled.ids.size))
-        return cls(Images.decode(cohort), cohort.rows, labelled, np.split(by_unit, ends[:-1]))
+        return cls(Images(cohort, max_bytes=max_bytes), cohort.rows, labelled, np.split(by_unit, ends[:-1]))
 
 
 def finetune(job: FinetuneJob, ranks: Ranks) -> None:
@@ -146,14 +151,19 @@ def predict_scores(
     """
     model.eval()
     is_case = split.labelled.kind == "case"
+    groups = list(_batches(split.images_of, batch_size))
+
+    def plan(step: int) -> list[Rows]:
+        image_N = np.concatenate([split.images_of[unit] for unit in groups[step]])
+        return [Rows(np.arange(len(image_N)), image_N)]
+
     scores = []
-    with torch.inference_mode():
-        for units in _batches(split.images_of, batch_size):
-            image_N = np.concatenate([split.images_of[unit] for unit in units])
-            images = augment.evaluation(split.images.pixels_NCSS[torch.from_numpy(image_N)].to(device), size_px=size_px)
+    batches = Batches(split.images, plan, steps=range(len(groups)), size_px=size_px, device=device)
+    with torch.inference_mode(), batches:
+        for units, batch_NSSC in zip(groups, batches, strict=True):
             fusion_MN = fusion([len(split.images_of[unit]) for unit in units], device) if is_case else None
             with autocast(precision, device):
-                logits_MK = model(images, fusion_MN)
+                logits_MK = model(augment.to_unit(batch_NSSC, device), fusion_MN)
             probabilities_MK = logits_MK.double().softmax(dim=1) if is_case else torch.sigmoid(logits_MK).double()
             scores.append(probabilities_MK.cpu().numpy())
     return np.concatenate(scores) if scores else np.empty((0, model.num_classes))
@@ -208,50 +218,75 @@ class _Finetuning:
 
     def run(self, stop: StopRequest, progress: Progress, *, done_before: int) -> None:
         """Train to the end and write weights, curves and outcome into the work folder."""
+        with self._batches() as batches:
+            self._train(batches, stop, progress, done_before)
+        if self.ranks.is_first:
+            self._keep()
+
+    def _train(self, batches: Batches, stop: StopRequest, progress: Progress, done_before: int) -> None:
+        """Carry out the steps that remain."""
         settings = self.job.settings
         detail = f"{self.item.label_fraction:.0%} of labels, rate {self.item.learning_rate:g}"
         while self.step < settings.num_steps:
-            loss = self._train_step()
+            loss = self._train_step(augment.to_unit(next(batches), self.ranks.device))
             self.step += 1
             is_due = self.step % settings.evaluate_every_steps == 0 or self.step == settings.num_steps
             if is_due and not self._evaluate(loss.item()):
                 break
             if self.ranks.is_first:
-                progress.update(done_before + self.step, detail)
+                speed = f"{batches.images_per_s:.4g} images/s, {batches.data_wait_share:.0%} waiting for images"
+                progress.update(done_before + self.step, f"{detail}, {speed}")
             stopping = self.ranks.any(stop.requested)
             if self.ranks.is_first and (stopping or self.step % settings.checkpoint_every_steps == 0):
                 self._save()
             if stopping:
                 raise TerminatedError(f"finetune {self.name} stopped after step {self.step}; run again to go on")
-        if self.ranks.is_first:
-            self._keep()
 
-    def _train_step(self) -> Tensor:
-        """One optimiser step on this rank's part of the batch; returns its loss."""
+    def _batches(self) -> Batches:
+        """The images of this rank's part of every batch that remains."""
+        settings = self.job.settings
+        return Batches(
+            self.cohorts.train.images,
+            self._plan,
+            steps=range(self.step, settings.num_steps),
+            size_px=settings.image_size_px,
+            device=self.ranks.device,
+        )
+
+    def _plan(self, step: int) -> list[Rows]:
+        image_N = np.concatenate([self._seen(unit, step) for unit in self._units(step).tolist()])
+        keys = {"seed": self.seed, "epoch": step, "view": 0}  # no two steps show an image alike, however few there are
+        return [Rows.drawn(self.cohorts.train.images, np.arange(len(image_N)), image_N, self.augmentation, **keys)]
+
+    def _units(self, step: int) -> np.ndarray:
+        """This rank's units of the batch at `step`."""
+        batch_size = self.job.settings.batch_size
+        batch = finetune_batch_at(step, num_units=self.unit_M.size, batch_size=batch_size, seed=self.seed)
+        units: np.ndarray = self.unit_M[batch[self.ranks.rank :: self.ranks.world_size]]
+        return units
+
+    def _seen(self, unit: int, step: int) -> np.ndarray:
+        """The images of a unit that a step sees: all, or as many at random as a case may show."""
+        own, most = self.cohorts.train.images_of[unit], self.job.task.max_images_per_case
+        if len(own) <= most:
+            return own
+        return own[np.sort(permutation(len(own), seed=self.seed + unit, epoch=step)[:most])]
+
+    def _train_step(self, images: Tensor) -> Tensor:
+        """One optimiser step on the images of this rank's part of the batch; returns its loss."""
         settings, device = self.job.settings, self.ranks.device
         for group in self.optimizer.param_groups:
             group["lr"] = warmup_cosine(
                 self.step, peak=self.item.learning_rate, warmup_steps=0, total_steps=settings.num_steps
             )
-        batch = finetune_batch_at(self.step, num_units=self.unit_M.size, batch_size=settings.batch_size, seed=self.seed)
-        unit_M = self.unit_M[batch[self.ranks.rank :: self.ranks.world_size]]
-        seen = self._seen(unit_M)
-        image_N = np.concatenate(seen)
-        images = augment.apply(
-            self.cohorts.train.images.pixels_NCSS[torch.from_numpy(image_N)].to(device),
-            augmentation=self.augmentation,
-            seed=self.seed,
-            epoch=self.step,  # no two steps show an image alike, however small the label fraction
-            index_N=image_N,
-            view=0,
-            size_px=settings.image_size_px,
-        )
+        unit_M = self._units(self.step)
         self.wrapped.train()
         chosen = torch.from_numpy(unit_M)
         targets_MK, mask_MK = self.targets_MK[chosen].to(device), self.mask_MK[chosen].to(device)
         if self.cohorts.train.labelled.kind == "case":
+            num_images_M = [len(self._seen(unit, self.step)) for unit in unit_M.tolist()]
             with autocast(settings.precision, device):
-                logits_MK = self.wrapped(images, fusion([len(one) for one in seen], device))
+                logits_MK = self.wrapped(images, fusion(num_images_M, device))
             known_M = mask_MK[:, 0]
             loss = set_cross_entropy(logits_MK, targets_MK, known_M) * self.ranks.weight_of(known_M.sum())
         else:
@@ -262,17 +297,6 @@ class _Finetuning:
         loss.backward()
         self.optimizer.step()
         return loss.detach()
-
-    def _seen(self, unit_M: np.ndarray) -> list[np.ndarray]:
-        """The images of each unit that this step sees: all, or as many at random as a case may show."""
-        most = self.job.task.max_images_per_case
-        seen = []
-        for unit in unit_M.tolist():
-            own = self.cohorts.train.images_of[unit]
-            if len(own) > most:
-                own = own[np.sort(permutation(len(own), seed=self.seed + unit, epoch=self.step)[:most])]
-            seen.append(own)
-        return seen
 
     def _evaluate(self, loss: float) -> bool:
         """Score validation and remember the weights if they are the best so far, or cannot be scored.

@@ -14,6 +14,7 @@ from types import FrameType
 
 from medssl.config import Section
 from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
+from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE, cache_mib, loader_threads, num_cores
 
 PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
 THREADS_VARIABLE = "MEDSSL_THREADS"
@@ -46,8 +47,8 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
     """
     processes = num_processes()
     neighbours = 1 if has_machine_alone else int(os.environ.get(PARALLEL_TASKS_VARIABLE, "1"))
-    cores = len(os.sched_getaffinity(0))
-    threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, cores // (processes * neighbours))
+    sharing = processes * neighbours
+    threads = int(os.environ.get(THREADS_VARIABLE, "0")) or max(1, num_cores() // sharing)
     job_path.write_text(job.model_dump_json())
     failure_file = job_path.with_suffix(".failure")
     failure_file.unlink(missing_ok=True)
@@ -57,6 +58,8 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
         "GOMP_SPINCOUNT": "10000",
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
+        LOADER_THREADS_VARIABLE: str(loader_threads(sharing)),
+        CACHE_MIB_VARIABLE: str(cache_mib(sharing)),
         FAILURE_FILE_VARIABLE: str(failure_file),
         "PYTHONUNBUFFERED": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -1,55 +1,118 @@
-"""Which images make which batch: pure functions of (seed, step), and the decoded images they index.
+"""Which images make which batch: pure functions of (seed, step), and the images that they number.
 
 A step's batch depends on the seed and the step alone, so a resumed run and any number of processes see the same
-batches. Images are decoded once and kept as uint8; augmentation happens on whole batches.
+batches.
 
-Shape suffixes: N images of a batch, C channels, S pixels a side.
+Shape suffixes: N images, H and W pixels of an image, C channels.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medssl.exit_codes import BadInputError
-from medssl.progress import Progress
+from medssl.imaging import ImageError, Pixels
+from medssl.progress import Progress, say
 from medssl.shardset import Cohort, permutation
 from medssl.train.augment import uniforms
+from medssl.train.decode import decode_stored
+from medssl.train.resources import MIB, cache_mib, loader_threads, local_processes
 
 Index = NDArray[np.int64]
 
+_DECODE_AHEAD = 256  # images decoded between two progress lines
 
-@dataclass(frozen=True)
+
+def stored_pixels(cohort: Cohort, number: int) -> Pixels:
+    """Image of row `number` of a cohort, uint8, shape (H, W, C), decoded now.
+
+    Raises:
+        BadInputError: What is stored is no image of that shape.
+    """
+    shards, position = cohort.shards, int(cohort.positions[number])
+    try:
+        image_HWC = decode_stored(shards.read(position), shards.channels)
+    except ImageError as error:
+        raise BadInputError(f"shards: image number {position}: {error}; run write_shards again") from None
+    expected = (shards.image_size_px, shards.image_size_px, shards.channels)
+    if image_HWC.shape != expected:
+        found = f"image number {position} has shape {image_HWC.shape}, expected {expected}"
+        raise BadInputError(f"shards: {found}; run write_shards again")
+    return image_HWC
+
+
 class Images:
-    """All images of a cohort in memory.
+    """The images of a cohort, by the number of their row: kept decoded where they fit, else decoded at each use.
 
     Attributes:
-        pixels_NCSS: uint8.
+        cohort: Which images.
+        shape: (H, W, C) of each.
         patient_N: Number of the patient of each image.
         case_N: Number of the case of each image.
+        num_bytes_kept: Memory of the decoded images; 0 where they are decoded at each use.
     """
 
-    pixels_NCSS: Tensor
-    patient_N: Index
-    case_N: Index
-
-    @classmethod
-    def decode(cls, cohort: Cohort) -> "Images":
-        """Decode every image of `cohort`."""
-        numbers = [
+    def __init__(self, cohort: Cohort, *, max_bytes: int | None = None) -> None:
+        """Decode all images now if that takes at most `max_bytes`, by default what this process may keep."""
+        size_px = cohort.shards.image_size_px
+        self.cohort, self.shape = cohort, (size_px, size_px, cohort.shards.channels)
+        self.patient_N, self.case_N = (
             np.unique(np.asarray(cohort.rows[column].to_pylist()), return_inverse=True)[1].astype(np.int64)
             for column in ("patient_id", "case_id")
-        ]
-        return cls(
-            torch.from_numpy(cohort.decode_all(Progress(f"decode {cohort.split}", len(cohort), unit="images"))),
-            *numbers,
         )
+        self._pixels_NHWC: Pixels | None = None
+        if max_bytes is None:
+            max_bytes = MIB * cache_mib(local_processes())
+        needed = len(self) * math.prod(self.shape)
+        self.num_bytes_kept = needed if needed <= max_bytes else 0
+        if self.num_bytes_kept:
+            self._pixels_NHWC = self._decode_all()
+        else:
+            say(
+                f"{cohort.split}: {len(self)} decoded images would take {needed / MIB:.0f} MiB of the "
+                f"{max_bytes / MIB:.0f} MiB left for such; they are decoded at each use"
+            )
 
     def __len__(self) -> int:
-        return len(self.patient_N)
+        return len(self.cohort)
+
+    def pixels(self, number: int) -> Pixels:
+        """An image, uint8, shape (H, W, C), not to be changed.
+
+        Raises:
+            BadInputError: What is stored is no image of that shape.
+        """
+        if self._pixels_NHWC is not None:
+            kept_HWC: Pixels = self._pixels_NHWC[number]
+            return kept_HWC
+        return stored_pixels(self.cohort, number)
+
+    def _decode_all(self) -> Pixels:
+        pixels_NHWC = np.empty((len(self), *self.shape), np.uint8)
+
+        def decode_into(number: int) -> None:
+            pixels_NHWC[number] = self.pixels(number)
+
+        # In the order of the files, so that a cold disk is read forwards.
+        numbers = np.argsort(self.cohort.positions).tolist()
+        progress = Progress(f"decode {self.cohort.split}", len(numbers), unit="images")
+        with ThreadPoolExecutor(loader_threads(local_processes())) as pool:
+            for begin in range(0, len(numbers), _DECODE_AHEAD):
+                done = sum(1 for _ in pool.map(decode_into, numbers[begin : begin + _DECODE_AHEAD]))
+                progress.update(begin + done)
+        return pixels_NHWC
+
+
+@lru_cache(maxsize=8)
+def _order(num: int, *, seed: int, epoch: int) -> Index:
+    """`permutation`, kept for the next steps of its epoch."""
+    order = permutation(num, seed=seed, epoch=epoch)
+    order.flags.writeable = False
+    return order
 
 
 def batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
@@ -61,15 +124,14 @@ def batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
     if num_units < batch_size:
         raise BadInputError(f"batch_size is {batch_size} but only {num_units} are there to draw from; lower batch_size")
     epoch, position = divmod(step, num_units // batch_size)
-    order = permutation(num_units, seed=seed, epoch=epoch)
-    return order[position * batch_size : (position + 1) * batch_size]
+    return _order(num_units, seed=seed, epoch=epoch)[position * batch_size : (position + 1) * batch_size]
 
 
 def finetune_batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
     """Images or cases at `step`, from permutations laid end to end: a batch may exceed a small label fraction."""
     start = step * batch_size
     first, last = start // num_units, (start + batch_size - 1) // num_units
-    orders = [permutation(num_units, seed=seed, epoch=epoch) for epoch in range(first, last + 1)]
+    orders = [_order(num_units, seed=seed, epoch=epoch) for epoch in range(first, last + 1)]
     return np.concatenate(orders)[start - first * num_units :][:batch_size]
 
 

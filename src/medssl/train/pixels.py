@@ -1,226 +1,677 @@
-"""Tensor operations of augmentation: one resampling, colour, grey and blur, each with values per image.
+"""Native kernels of augmentation: one uint8 image in, one finished uint8 view out, without the interpreter's lock.
 
-Shape suffixes: N images, C channels (1 or 3), H and W pixels, S pixels of the result, K taps. Images are
-float32 in [0, 1]. Values come as numpy arrays, so that choosing images needs no read-back from the device;
-augment.py draws them.
+Shape suffixes: H and W pixels of the image, C channels (1 or 3), S pixels of the view, K taps. Intensities are float32
+in [0, 255] between the first operation and the last, which rounds once.
+
+A view is computed by columns, shape (S, C, S) for x, channel and y: every inner loop then runs over neighbours in
+memory, one channel at a time, whatever the number of channels, and the way from and back to interleaved rows is a
+plain transposition.
+
+All kernels are in this file because numba's cache on disk sees a change of a kernel's own file only.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 # ITU-R BT.601 luma as in tf.image.rgb_to_grayscale.
-LUMA = (0.2989, 0.5870, 0.1140)
+LUMA = (np.float32(0.2989), np.float32(0.5870), np.float32(0.1140))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # A blur's kernel spans a tenth of the side (SimCLR's code).
 BLUR_SIDE_SHARE = 10
-# Stands for a zero range of a pixel's channels in a divisor; below one step of a 16-bit image.
-TINY = 1e-6
+# Weights of a blur below this share of the middle one are left out: together below a hundredth of an intensity.
+BLUR_NEGLIGIBLE = 1e-5
+# The parameter of cubic convolution: torch's for views, Pillow's and torch's for antialiased resizing.
+CUBIC, ANTIALIASED_CUBIC = -0.75, -0.5
+# Stands for a zero range of a pixel's channels in a divisor.
+TINY = np.float32(1e-4)
+A = np.float32(CUBIC)
+FAR = np.float32(1e6)  # beyond every intermediate value
+ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
+# Source pixels beyond the edge that a sample within the fading margin can read.
+MARGIN = 3
+STRIP = 64  # columns; 190 kB an intermediate at 224 pixels and three channels
+BLOCK = 16  # side of the squares that a transposition moves at once
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-
-def unit_float(images_NCHW: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken to be in range."""
-    if images_NCHW.dtype == torch.uint8:
-        return images_NCHW.to(torch.float32).div_(255)
-    return images_NCHW.to(torch.float32)
-
-
-def resize(images_NCHW: Tensor, *, size_px: int) -> Tensor:
-    """Images stretched to size x size, bicubic and antialiased; a new tensor, exact where no pixel moves."""
-    if images_NCHW.shape[-2:] == (size_px, size_px):
-        return images_NCHW.clamp(0, 1)
-    return functional.interpolate(
-        images_NCHW, (size_px, size_px), mode="bicubic", antialias=True, align_corners=False
-    ).clamp_(0, 1)
+WORD = ir.IntType(64)
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
-def resample(
-    images_NCHW: Tensor,
-    *,
-    crop_N4: Floats,
-    is_flipped_N: Bools,
-    rotation_rad_N: Floats,
-    size_px: int,
-    mode: Literal["bilinear", "bicubic"],
-) -> Tensor:
-    """Rotate about the centre with zero fill, crop, flip and resize to size x size, in one sampling.
+def compiled(kernel: _Kernel) -> _Kernel:
+    """Compile at the first call; kept on disk where numba finds a folder that it may write to."""
+    compiled = njit(nogil=True, fastmath=True, error_model="numpy")(kernel)
+    with contextlib.suppress(RuntimeError):  # no such folder
+        compiled.enable_caching()
+    return cast(_Kernel, compiled)
 
-    A crop that shrinks by s >= 1.41 (root of the area ratio) is read from its image averaged over blocks of
-    2^k pixels, k = round(log2 s), so a shrink of at most 1.41 is left unfiltered.
 
-    Args:
-        images_NCHW: float32 in [0, 1].
-        crop_N4: Centre x and y from the image's centre, right and down, width, height; pixels of the image.
-        is_flipped_N: Left-right.
-        rotation_rad_N: Counter-clockwise as displayed.
-        size_px: Side of the result.
-        mode: Interpolation.
+# What follows is written in LLVM's own terms because its optimiser does not find these shuffles by itself.
 
-    Returns:
-        float32 in [0, 1], shape (N, C, size, size). Outside the rotated image values fade to 0 over one
-        pixel; without rotation nothing outside is seen.
+
+def _address(context: Any, builder: Any, vector: ir.Type, data: Any, items: Any) -> Any:
+    """Pointer to a vector that begins `items` items behind `data`."""
+    size = ir.Constant(WORD, context.get_abi_sizeof(vector.element))
+    place = builder.add(builder.ptrtoint(data, WORD), builder.mul(items, size))
+    return builder.inttoptr(place, vector.as_pointer())
+
+
+def _constants(numbers: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), list(numbers))
+
+
+@intrinsic
+def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, target: Any, to: Any, height: Any) -> Any:
+    """Transpose BLOCK x BLOCK items from item `at` on, rows of `width`, to item `to` on, rows of `height`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, at_, width_, target_, to_, height_ = arguments
+        vector = ir.VectorType(context.get_data_type(source.dtype), BLOCK)
+        read = context.make_array(source)(context, builder, source_).data
+        written = context.make_array(target)(context, builder, target_).data
+
+        def line(data: Any, first: Any, stride: Any, k: int) -> Any:
+            return _address(context, builder, vector, data, builder.add(first, builder.mul(stride, WORD(k))))
+
+        lines = [builder.load(line(read, at_, width_, k), align=1) for k in range(BLOCK)]
+        half = BLOCK // 2
+        masks = [_constants([k for i in range(first, first + half) for k in (i, i + BLOCK)]) for first in (0, half)]
+        # Interleaving the halves of a list of 2^n vectors turns the bits of an item's (line, place) by one; after n
+        # times line and place have changed roles.
+        for _ in range(BLOCK.bit_length() - 1):
+            lines = [builder.shuffle_vector(lines[i], lines[i + half], mask) for i in range(half) for mask in masks]
+        for k in range(BLOCK):
+            builder.store(lines[k], line(written, to_, height_, k), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
+
+
+def _window(num_channels: int) -> Any:
+    """Make the weighted sum of 4 x 4 pixels of `num_channels`: all channels of a row of pixels share a register."""
+    num_items = 4 if num_channels == 1 else 16  # of which the last four are not used
+
+    @intrinsic
+    def window(typing_context: Any, source: Any, start: Any, width: Any, weight_8S: Any, column: Any) -> Any:
+        """Sum from item `start` on of lines `width` apart; weights along x, then y, in a column of `weight_8S`."""
+        result = types.UniTuple(types.float32, num_channels)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source_, start_, width_, weight_8S_, column_ = arguments
+            row, quad = ir.VectorType(ir.FloatType(), num_items), ir.VectorType(ir.FloatType(), 4)
+            pixels = context.make_array(source)(context, builder, source_).data
+            weights = context.make_array(weight_8S)(context, builder, weight_8S_)
+            size = builder.extract_value(weights.shape, 1)
+
+            def splat(k: int, of: ir.VectorType) -> Any:
+                items = builder.add(builder.mul(size, WORD(k)), column_)
+                one = builder.load(
+                    _address(context, builder, ir.VectorType(ir.FloatType(), 1), weights.data, items), align=4
+                )
+                return builder.shuffle_vector(one, one, _constants([0] * of.count))
+
+            total, at = None, start_
+            for k in range(4):
+                line = builder.load(_address(context, builder, row, pixels, at), align=4)
+                part = builder.fmul(line, splat(4 + k, row), flags=["fast"])
+                total = part if total is None else builder.fadd(total, part, flags=["fast"])
+                at = builder.add(at, width_)
+            mixed = None
+            for k in range(4):
+                pixel = builder.shuffle_vector(total, total, _constants([k * num_channels + c for c in range(4)]))
+                part = builder.fmul(pixel, splat(k, quad), flags=["fast"])
+                mixed = part if mixed is None else builder.fadd(mixed, part, flags=["fast"])
+            values = [builder.extract_element(mixed, ir.IntType(32)(c)) for c in range(num_channels)]
+            return context.make_tuple(builder, result, values)
+
+        return result(source, types.intp, types.intp, weight_8S, types.intp), generate
+
+    return window
+
+
+_window_1, _window_3 = _window(1), _window(3)
+
+
+@compiled
+def _transpose(source: Any, target: Any) -> None:
+    """Write the transposed matrix; both C-contiguous."""
+    height, width = source.shape
+    full_height, full_width = height - height % BLOCK, width - width % BLOCK
+    for row in range(0, full_height, BLOCK):
+        for column in range(0, full_width, BLOCK):
+            _transpose_block(source, row * width + column, width, target, column * height + row, height)
+        for k in range(row, row + BLOCK):
+            for column in range(full_width, width):
+                target[column, k] = source[k, column]
+    for row in range(full_height, height):
+        for column in range(width):
+            target[column, row] = source[row, column]
+
+
+# Geometry
+
+
+@compiled
+def _cubic(distance: float, a: float) -> float:
+    """Keys' cubic convolution kernel (1981, eq. 15, with a free)."""
+    x = abs(distance)
+    if x <= 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+@compiled
+def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
+    """Four weights of each sample at first + i * step, in pixels from the centre of pixel 0; start may be outside."""
+    for i in range(len(start_S)):
+        position = first + i * step
+        base = int(np.floor(position))
+        start_S[i] = base - 1
+        for k in range(4):
+            distance = position - (base - 1 + k)
+            weight = _cubic(distance, CUBIC) if is_bicubic else max(1 - abs(distance), 0.0)
+            weight_SK[i, k] = np.float32(weight)
+
+
+@compiled
+def _antialiased_taps(num: int, start_S: Ints, weight_SK: Floats) -> None:
+    """Weights that take `num` pixels to S: a cubic filter as wide as the step, cut off at the edges, normalised."""
+    step = num / len(start_S)
+    width = max(step, 1.0)
+    for i in range(len(start_S)):
+        position = (i + 0.5) * step - 0.5
+        start_S[i] = max(int(np.ceil(position - 2 * width)), 0)
+        total = 0.0
+        for k in range(weight_SK.shape[1]):
+            at = start_S[i] + k
+            weight = _cubic((at - position) / width, ANTIALIASED_CUBIC) if at < num else 0.0
+            weight_SK[i, k] = np.float32(weight)
+            total += weight
+        for k in range(weight_SK.shape[1]):
+            weight_SK[i, k] /= np.float32(total)
+
+
+@compiled
+def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floats) -> None:
+    """Pixels low to high - 1 of line y as floats, edge pixels continued outside.
+
+    With `block` > 1 a pixel is the mean of block x block of the image, of those that exist at its far edges.
     """
-    shrink_N = np.sqrt(crop_N4[:, 2] * crop_N4[:, 3]) / size_px
-    level_N = np.maximum(np.rint(np.log2(shrink_N)), 0).astype(np.int64)
-    result = images_NCHW.new_empty((*images_NCHW.shape[:2], size_px, size_px))
-    for level in np.unique(level_N):
-        chosen = level_N == level
-        rows = torch.from_numpy(np.flatnonzero(chosen)).to(images_NCHW.device)
-        source = images_NCHW if chosen.all() else images_NCHW[rows]
-        block = 2 ** int(level)
-        if block > 1:
-            # The divisor counts real pixels only, so the last, partial blocks are averages too.
-            source = functional.avg_pool2d(source, block, ceil_mode=True)
-        extent = (source.shape[-2] * block, source.shape[-1] * block)
-        theta = _theta(
-            crop_N4[chosen], is_flipped_N[chosen], rotation_rad_N[chosen], images_NCHW.shape[-2:], extent
-        ).to(images_NCHW)
-        sampled = _sample(source, theta, size_px, mode, is_rotated=bool(rotation_rad_N[chosen].any()))
-        if chosen.all():
-            return sampled
-        result[rows] = sampled
-    return result
+    height, width, num_channels = image_HWC.shape
+    num_x, num_y = -(-width // block), -(-height // block)
+    y = min(max(y, 0), num_y - 1)
+    left, right = min(max(low, 0), num_x - 1), max(min(high, num_x), 1)
+    place = (left - low) * num_channels
+    if block == 1:
+        flat = image_HWC[y].reshape(width * num_channels)[left * num_channels : right * num_channels]
+        inner = line[place : place + len(flat)]
+        for i in range(len(flat)):
+            inner[i] = np.float32(flat[i])
+    else:
+        rows = image_HWC[y * block : min((y + 1) * block, height)]
+        for x in range(left, right):
+            cells = rows[:, x * block : min((x + 1) * block, width)]
+            share = ONE / np.float32(cells.shape[0] * cells.shape[1])
+            for c in range(num_channels):
+                total = 0
+                for i in range(cells.shape[0]):
+                    for j in range(cells.shape[1]):
+                        total += cells[i, j, c]
+                line[place + c] = np.float32(total) * share
+            place += num_channels
+    for x in range(low, left):
+        for c in range(num_channels):
+            line[(x - low) * num_channels + c] = line[(left - low) * num_channels + c]
+    for x in range(right, high):
+        for c in range(num_channels):
+            line[(x - low) * num_channels + c] = line[(right - 1 - low) * num_channels + c]
 
 
-def _theta(
-    crop_N4: Floats, is_flipped_N: Bools, rotation_rad_N: Floats, shape: torch.Size, extent: tuple[int, int]
-) -> Tensor:
-    """Affine maps from [-1, 1] of the result to [-1, 1] of the source, float64, shape (N, 2, 3).
+@compiled
+def _mix(
+    a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, low: float, high: float, out: Floats
+) -> None:
+    """Weighted sum of four lines, added to `out` if it is not the first, and clipped."""
+    u, v, w, x = weight_4[0], weight_4[1], weight_4[2], weight_4[3]
+    if is_first:
+        for i in range(len(out)):
+            out[i] = min(max(u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
+    else:
+        for i in range(len(out)):
+            out[i] = min(max(out[i] + u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
 
-    `extent` is the (height, width) in image pixels that the source spans: more than `shape` where its blocks
-    reach over the edge.
+
+@compiled
+def _separable(
+    image_HWC: Pixels,
+    block: int,
+    x_S: Ints,
+    x_SK: Floats,
+    y_S: Ints,
+    y_SK: Floats,
+    columns_SCS: Floats,
+    scratch: Floats,
+) -> None:
+    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped.
+
+    In strips of columns, so that what lies between the two sums stays in the cache.
     """
-    x, y, box_width, box_height = crop_N4.T
-    cosine, sine = np.cos(rotation_rad_N), np.sin(rotation_rad_N)
-    half_width = np.where(is_flipped_N, -box_width, box_width) / 2
-    half_height = box_height / 2
-    # Pixels, y down: the result at (x, y) from the centre shows the source turned back, clockwise.
-    row_x = [cosine * half_width, -sine * half_height, shape[1] / 2 + cosine * x - sine * y]
-    row_y = [sine * half_width, cosine * half_height, shape[0] / 2 + sine * x + cosine * y]
-    theta = 2 * np.stack([np.stack(row_x, 1) / extent[1], np.stack(row_y, 1) / extent[0]], 1)
-    theta[:, :, 2] -= 1
-    return torch.from_numpy(theta)
+    size, num_channels, num_taps = columns_SCS.shape[0], columns_SCS.shape[1], x_SK.shape[1]
+    for begin in range(0, size, STRIP):
+        end = min(begin + STRIP, size)
+        low = min(x_S[begin], x_S[end - 1])
+        width = (max(x_S[begin], x_S[end - 1]) + num_taps - low) * num_channels
+        turned = scratch[: width * size].reshape(width, size)
+        rows = scratch[width * size : 2 * width * size].reshape(size, width)
+        _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * width * size :])
+        _transpose(rows, turned)
+        for x in range(begin, end):
+            for channel in range(num_channels):
+                for k in range(0, num_taps, 4):
+                    a = (x_S[x] - low + k) * num_channels + channel
+                    b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
+                    bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
+                    weight_4, out = x_SK[x, k : k + 4], columns_SCS[x, channel]
+                    _mix(turned[a], turned[b], turned[c], turned[d], weight_4, k == 0, bounds[0], bounds[1], out)
 
 
-def _sample(source_NCHW: Tensor, theta_N23: Tensor, size_px: int, mode: str, *, is_rotated: bool) -> Tensor:
-    """Sample with edge pixels continued, then fade to zero outside.
-
-    Zero padding would darken the edges of unrotated images, whose outermost samples lie half a pixel off.
-    """
-    # As affine_grid, which on a CPU spends longer in its matrix product than the sampling takes.
-    centers_S = (torch.arange(size_px, device=source_NCHW.device, dtype=theta_N23.dtype) + 0.5) * (2 / size_px) - 1
-    x_N2S = theta_N23[:, :, 0, None] * centers_S
-    y_N2S = theta_N23[:, :, 1, None] * centers_S + theta_N23[:, :, 2, None]
-    planes_N2SS = x_N2S[:, :, None, :] + y_N2S[:, :, :, None]
-    sampled = functional.grid_sample(
-        source_NCHW, planes_N2SS.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False
-    )
-    if is_rotated:
-        half_211 = theta_N23.new_tensor([[[source_NCHW.shape[-1] / 2]], [[source_NCHW.shape[-2] / 2]]])
-        inside_N2SS = planes_N2SS.abs_().neg_().add_(1).mul_(half_211).add_(1).clamp_(0, 1)
-        sampled *= inside_N2SS[:, :1] * inside_N2SS[:, 1:]
-    return sampled.clamp_(0, 1) if mode == "bicubic" else sampled
+@compiled
+def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, rows: Floats, scratch: Floats) -> None:
+    """Weighted sums of the lines of an image, from column `low` on."""
+    width, num_taps = rows.shape[1], y_SK.shape[1]
+    high = low + width // image_HWC.shape[2]
+    lines = scratch[: num_taps * width].reshape(num_taps, width)  # line y is at y modulo their number
+    following = y_S[0]
+    for y in range(len(y_S)):
+        following = max(following, y_S[y])
+        while following < y_S[y] + num_taps:
+            _load(image_HWC, block, following, low, high, lines[following % num_taps])
+            following += 1
+        for k in range(0, num_taps, 4):
+            at = y_S[y] + k
+            a, b, c, d = at % num_taps, (at + 1) % num_taps, (at + 2) % num_taps, (at + 3) % num_taps
+            _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
 
 
-def _change_rows(images_NCHW: Tensor, is_chosen_N: Bools, change: Callable[..., Tensor], *values: Tensor) -> None:
-    """Replace the chosen images in place by change(them, their values), clipped to [0, 1]."""
-    if is_chosen_N.any():
-        rows = torch.from_numpy(np.flatnonzero(is_chosen_N)).to(images_NCHW.device)
-        images_NCHW[rows] = change(images_NCHW[rows], *(value[rows] for value in values)).clamp(0, 1)
+@compiled
+def _turned(
+    image_HWC: Pixels, block: int, map_23: Doubles, is_bicubic: bool, columns_SCS: Floats, scratch: Floats
+) -> None:
+    """Sample at x = m00 i + m01 j + m02 and y likewise for column i and row j; zero outside, faded over a pixel."""
+    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+    num_x, num_y = -(-image_HWC.shape[1] // block), -(-image_HWC.shape[0] // block)
+    last = size - 1
+    low_x, high_x = _span(map_23[0, 0] * last, map_23[0, 1] * last, map_23[0, 2], num_x)
+    low_y, high_y = _span(map_23[1, 0] * last, map_23[1, 1] * last, map_23[1, 2], num_y)
+    width = (high_x - low_x) * num_channels
+    for y in range(low_y, high_y):
+        at = (y - low_y) * width
+        _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
+    start_S, fade_S = np.empty(size, np.int64), np.empty(size, np.float32)
+    weight_8S = np.empty((8, size), np.float32)  # four along x, four along y
+    for i in range(size):
+        first_x, first_y = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
+        for j in range(size):
+            x, y = first_x + map_23[0, 1] * j, first_y + map_23[1, 1] * j
+            fade_x = min(max(min(x + 1.5, num_x + 0.5 - x), 0.0), 1.0)
+            fade_y = min(max(min(y + 1.5, num_y + 0.5 - y), 0.0), 1.0)
+            fade_S[j] = np.float32(fade_x * fade_y)
+            base_x, base_y = np.floor(x), np.floor(y)
+            weight_8S[0, j], weight_8S[4, j] = np.float32(x - base_x), np.float32(y - base_y)
+            start_S[j] = (int(base_y) - 1 - low_y) * width + (int(base_x) - 1 - low_x) * num_channels
+        _weights_between(weight_8S[:4], is_bicubic)
+        _weights_between(weight_8S[4:], is_bicubic)
+        column_CS = columns_SCS[i]
+        if num_channels == 1:
+            for j in range(size):
+                if fade_S[j] > 0:
+                    column_CS[0, j] = _window_1(scratch, start_S[j], width, weight_8S, j)[0]
+        else:
+            for j in range(size):
+                if fade_S[j] > 0:
+                    color = _window_3(scratch, start_S[j], width, weight_8S, j)
+                    column_CS[0, j], column_CS[1, j], column_CS[2, j] = color[0], color[1], color[2]
+        for channel in range(num_channels):
+            line = column_CS[channel]
+            for j in range(size):
+                line[j] = min(max(line[j] * fade_S[j], ZERO), WHITE) if fade_S[j] > 0 else ZERO
 
 
-def brightness(images_NCHW: Tensor, factor_N111: Tensor) -> Tensor:
-    """Intensity times a factor, as in SimCLR v2; not clipped."""
-    return images_NCHW * factor_N111
+@compiled
+def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int, int]:
+    """First source pixel that a sample reads, and the one behind the last."""
+    low = origin + min(along_i, 0.0) + min(along_j, 0.0)
+    high = origin + max(along_i, 0.0) + max(along_j, 0.0)
+    first = min(max(int(np.floor(low)) - 1, -MARGIN), num + MARGIN - 4)
+    return first, max(min(int(np.floor(high)) + 3, num + MARGIN), first + 4)
 
 
-def contrast(images_NCHW: Tensor, factor_N111: Tensor) -> Tensor:
-    """Distance from each channel's own mean times a factor (tf.image.adjust_contrast); not clipped."""
-    mean_NC11 = images_NCHW.mean(dim=(2, 3), keepdim=True)
-    return (images_NCHW - mean_NC11) * factor_N111 + mean_NC11
+@compiled
+def _weights_between(weight_4S: Floats, is_bicubic: bool) -> None:
+    """Weights of four pixels for samples between the second and the third, from their distances to the second."""
+    v, w, x, y = weight_4S[0], weight_4S[1], weight_4S[2], weight_4S[3]
+    if is_bicubic:  # the kernel's two pieces, without its branches
+        for j in range(len(v)):
+            t, u = v[j], ONE - v[j]
+            v[j], y[j] = A * t * u * u, A * u * t * t
+            w[j] = ((A + TWO) * t - (A + THREE)) * t * t + ONE
+            x[j] = ((A + TWO) * u - (A + THREE)) * u * u + ONE
+    else:
+        for j in range(len(v)):
+            w[j], x[j] = ONE - v[j], v[j]
+            v[j] = y[j] = ZERO
 
 
-def saturation(images_N3HW: Tensor, factor_N111: Tensor) -> Tensor:
+@compiled
+def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
+    """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
+    size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
+    num_taps = 4 * (max(height, width, size) // size + 2)
+    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
+    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
+    _antialiased_taps(width, x_S, x_SK)
+    _antialiased_taps(height, y_S, y_SK)
+    # A plain 1 would be a type of its own, and all kernels below be compiled once more.
+    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
+
+
+@compiled
+def _resample(
+    image_HWC: Pixels,
+    crop_4: Doubles,
+    rotation_rad: float,
+    is_flipped: bool,
+    is_bicubic: bool,
+    columns_SCS: Floats,
+    scratch: Floats,
+) -> None:
+    """Rotate about the centre, crop, flip and resize in one sampling."""
+    size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
+    center_x, center_y, box_width, box_height = crop_4
+    block = np.int64(2) ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
+    # From a view's pixel to one of the source, whose pixel 0 has its centre at 0.
+    step_x = (-box_width if is_flipped else box_width) / size / block
+    step_y = box_height / size / block
+    half = (size - 1) / 2
+    cosine, sine = np.cos(rotation_rad), np.sin(rotation_rad)
+    middle_x = (width / 2 + cosine * center_x - sine * center_y) / block - 0.5
+    middle_y = (height / 2 + sine * center_x + cosine * center_y) / block - 0.5
+    if rotation_rad == 0:
+        x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
+        x_S4, y_S4 = np.empty((size, 4), np.float32), np.empty((size, 4), np.float32)
+        _taps(middle_x - half * step_x, step_x, x_S, x_S4, is_bicubic)
+        _taps(middle_y - half * step_y, step_y, y_S, y_S4, is_bicubic)
+        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch)
+    else:
+        map_23 = np.empty((2, 3))
+        map_23[0, 0], map_23[0, 1] = cosine * step_x, -sine * step_y
+        map_23[1, 0], map_23[1, 1] = sine * step_x, cosine * step_y
+        map_23[0, 2] = middle_x - half * (map_23[0, 0] + map_23[0, 1])
+        map_23[1, 2] = middle_y - half * (map_23[1, 0] + map_23[1, 1])
+        _turned(image_HWC, block, map_23, is_bicubic, columns_SCS, scratch)
+
+
+# Colour
+
+
+@compiled
+def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
+    """Turn HSV hue by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
+    shift = np.float32(6 * turns)
+    for i in range(len(red)):
+        r, g, b = red[i], green[i], blue[i]
+        low = min(min(r, g), b)
+        value = max(max(r, g), b)
+        chroma = value - low
+        scale = ONE / max(chroma, TINY)
+        from_green = (b - r) * scale + TWO if value == g else (r - g) * scale + FOUR
+        sixths = ((g - b) * scale if value == r else from_green) + shift
+        sixths -= SIX * np.floor(sixths / SIX)
+        # Red is full within a sixth of hue 0 and of 6, green of 2, blue of 4.
+        red[i] = low + chroma * min(max(abs(sixths - THREE) - ONE, ZERO), ONE)
+        green[i] = low + chroma * min(max(TWO - abs(sixths - TWO), ZERO), ONE)
+        blue[i] = low + chroma * min(max(TWO - abs(sixths - FOUR), ZERO), ONE)
+
+
+@compiled
+def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
     """HSV saturation times a factor, at most 1; value and hue stay (tf.image.adjust_saturation)."""
-    value_N1HW = images_N3HW.amax(dim=1, keepdim=True)
-    chroma_N1HW = value_N1HW - images_N3HW.amin(dim=1, keepdim=True)
-    factor_N1HW = torch.minimum(factor_N111, value_N1HW / chroma_N1HW.clamp(min=TINY))
-    return value_N1HW - (value_N1HW - images_N3HW) * factor_N1HW
+    asked = np.float32(factor)
+    for i in range(len(red)):
+        r, g, b = red[i], green[i], blue[i]
+        value = max(max(r, g), b)
+        chroma = value - min(min(r, g), b)
+        share = min(asked, value / max(chroma, TINY))
+        red[i] = value - (value - r) * share
+        green[i] = value - (value - g) * share
+        blue[i] = value - (value - b) * share
 
 
-def hue(images_N3HW: Tensor, turns_N111: Tensor) -> Tensor:
-    """HSV hue turned by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
-    red, green, blue = (images_N3HW[:, c : c + 1] for c in range(3))
-    value = images_N3HW.amax(dim=1, keepdim=True)
-    chroma = value - images_N3HW.amin(dim=1, keepdim=True)
-    divisor = chroma.clamp(min=TINY)
-    from_green = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
-    sixths = torch.where(value == red, (green - blue) / divisor, from_green) + 6 * turns_N111
-    # Red is full within one sixth of hue 0, green of 2, blue of 4; k runs round the circle from the far side.
-    k_N3HW = torch.remainder(sixths + images_N3HW.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1), 6)
-    return value - chroma * torch.minimum(k_N3HW, 4 - k_N3HW).clamp_(0, 1)
+@compiled
+def _stretch(line: Floats, factor: float, shift: float) -> None:
+    """Intensity times a factor plus a shift, clipped."""
+    scale, offset = np.float32(factor), np.float32(shift)
+    for i in range(len(line)):
+        line[i] = min(max(line[i] * scale + offset, ZERO), WHITE)
 
 
-def jitter(images_NCHW: Tensor, *, is_jittered_N: Bools, order_N4: NDArray[np.int64], values_N4: Floats) -> None:
-    """SimCLR's colour jitter in place: each image's own order of changes, a clip after each.
-
-    Args:
-        images_NCHW: float32 in [0, 1]; with one channel saturation and hue are left out.
-        is_jittered_N: Images to change.
-        order_N4: Permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
-        values_N4: The three factors and the hue summand in turns.
-    """
-    changes = (brightness, contrast, saturation, hue)[: 2 if images_NCHW.shape[1] == 1 else 4]
-    values_N4111 = torch.from_numpy(values_N4).to(images_NCHW)[:, :, None, None, None]
-    for position in range(order_N4.shape[1]):
-        for number, change in enumerate(changes):
-            is_chosen_N = is_jittered_N & (order_N4[:, position] == number)
-            _change_rows(images_NCHW, is_chosen_N, change, values_N4111[:, number])
+@compiled
+def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
+    """Luma in all three channels."""
+    for i in range(len(red)):
+        luma = min(LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i], WHITE)
+        red[i] = green[i] = blue[i] = luma
 
 
-def shift_and_contrast(images_NCHW: Tensor, *, is_jittered_N: Bools, values_N4: Floats) -> None:
-    """The supplement's jitter (A.2) in place: brightness added, contrast about the mean, then one clip."""
-    shift_N111, factor_N111 = torch.from_numpy(values_N4[:, :2].T).to(images_NCHW)[..., None, None, None]
-
-    def shifted(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-        return contrast(x + shift, factor)
-
-    _change_rows(images_NCHW, is_jittered_N, shifted, shift_N111, factor_N111)
-
-
-def grayscale(images_N3HW: Tensor, *, is_gray_N: Bools) -> None:
-    """Replace the chosen images in place by their luma in all three channels."""
-    weights = images_N3HW.new_tensor(LUMA).view(1, 3, 1, 1)
-
-    def gray(x: Tensor) -> Tensor:
-        return (x * weights).sum(dim=1, keepdim=True).expand_as(x)
-
-    _change_rows(images_N3HW, is_gray_N, gray)
+@compiled
+def _means(columns_SCS: Floats) -> Doubles:
+    """Mean of each channel."""
+    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+    mean_C = np.zeros(num_channels)
+    for x in range(size):
+        for channel in range(num_channels):
+            total = ZERO
+            for value in columns_SCS[x, channel]:
+                total += value
+            mean_C[channel] += total
+    return mean_C / (size * size)
 
 
-def blur(images_NCHW: Tensor, *, is_blurred_N: Bools, sigma_N: Floats) -> None:
+@compiled
+def _change(columns_SCS: Floats, order_4: Ints, jitter_4: Doubles) -> None:
+    """SimCLR's colour jitter in the order given, a clip after each; contrast about each channel's own mean."""
+    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+    begin = 0
+    while begin < 4:
+        end = begin + 1
+        while end < 4 and order_4[end] != CONTRAST:  # contrast needs all columns as they are before it
+            end += 1
+        mean_C = _means(columns_SCS) if order_4[begin] == CONTRAST else np.zeros(num_channels)
+        for x in range(size):
+            column = columns_SCS[x]
+            for change in order_4[begin:end]:
+                value = jitter_4[change]
+                if change in (BRIGHTNESS, CONTRAST):
+                    for channel in range(num_channels):
+                        shift = (1 - value) * mean_C[channel] if change == CONTRAST else 0.0
+                        _stretch(column[channel], value, shift)
+                elif num_channels == 3 and change == SATURATION:
+                    _saturate(column[0], column[1], column[2], value)
+                elif num_channels == 3 and change == HUE:
+                    _hue(column[0], column[1], column[2], value)
+        begin = end
+
+
+@compiled
+def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
+    """The supplement's jitter (A.2): brightness added, contrast about the mean, then one clip."""
+    mean_C = _means(columns_SCS)
+    summand, factor = WHITE * jitter_4[BRIGHTNESS], jitter_4[CONTRAST]
+    for x in range(columns_SCS.shape[0]):
+        for channel in range(columns_SCS.shape[1]):
+            _stretch(columns_SCS[x, channel], factor, summand + (1 - factor) * mean_C[channel])
+
+
+# Blur
+
+
+@compiled
+def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
+    """Write the weights of distances 0 to the radius that is returned."""
+    radius = size // BLUR_SIDE_SHARE // 2
+    total = 1.0
+    for k in range(1, radius + 1):
+        total += 2 * np.exp(-(k**2) / (2 * sigma**2))
+    used = 0
+    for k in range(radius + 1):
+        weight = np.exp(-(k**2) / (2 * sigma**2))
+        weight_R[k] = np.float32(weight / total)
+        used = k if weight > BLUR_NEGLIGIBLE else used
+    return used
+
+
+@compiled
+def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
     """Gaussian blur in place, separable, zeros outside the image as in SimCLR's code.
 
     The kernel has 2 * (side // 10 // 2) + 1 taps: 23 at 224 pixels, one, and so no blur, below 20.
     """
-    num_channels, height, width = images_NCHW.shape[1:]
-    radius = height // BLUR_SIDE_SHARE // 2
-    taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma_N[:, None] ** 2))
-    taps_NK = torch.from_numpy(taps / taps.sum(axis=1, keepdims=True)).to(images_NCHW)
+    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+    width = num_channels * size
+    weight_R = np.empty(size, np.float32)
+    radius = _blur_weights(size, sigma, weight_R)
+    flat = columns_SCS.reshape(size, width)
+    padded = scratch[: size + 2 * radius]
+    padded[:radius] = padded[size + radius :] = ZERO
+    for x in range(size):
+        for channel in range(num_channels):
+            line = columns_SCS[x, channel]
+            for y in range(size):
+                padded[radius + y] = line[y]
+                line[y] *= weight_R[0]
+            for k in range(1, radius + 1):
+                _add_pair(padded[radius - k :], padded[radius + k :], weight_R[k], line)
+    before = scratch[: (radius + 1) * width].reshape(radius + 1, width)  # columns on the left as they were, a ring
+    before[:] = ZERO
+    for x in range(size):
+        own, column = before[x % (radius + 1)], flat[x]
+        for y in range(width):
+            own[y] = column[y]
+            column[y] *= weight_R[0]
+        for k in range(1, radius + 1):
+            left = before[(x + radius + 1 - k) % (radius + 1)]
+            if x + k < size:
+                _add_pair(left, flat[x + k], weight_R[k], column)
+            else:
+                _add_one(left, weight_R[k], column)
 
-    def blurred(x: Tensor, own_taps: Tensor) -> Tensor:
-        # One group per plane: each image has its own kernel, its channels share it.
-        kernel = own_taps.repeat_interleave(num_channels, dim=0)[:, None]
-        planes = x.reshape(1, -1, height, width)
-        planes = functional.conv2d(planes, kernel[..., None], padding=(radius, 0), groups=len(kernel))
-        planes = functional.conv2d(planes, kernel[:, :, None], padding=(0, radius), groups=len(kernel))
-        return planes.reshape(x.shape)
 
-    _change_rows(images_NCHW, is_blurred_N, blurred, taps_NK)
+@compiled
+def _add_pair(left: Floats, right: Floats, weight: float, line: Floats) -> None:
+    for i in range(len(line)):
+        line[i] += weight * (left[i] + right[i])
+
+
+@compiled
+def _add_one(left: Floats, weight: float, line: Floats) -> None:
+    for i in range(len(line)):
+        line[i] += weight * left[i]
+
+
+# Views
+
+
+@compiled
+def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
+    """Clip, round to whole intensities, and from columns to rows."""
+    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+    num_lines = size * num_channels
+    lines = scratch.view(np.uint8)[: num_lines * size].reshape(num_lines, size)
+    flat = columns_SCS.reshape(num_lines, size)
+    for k in range(num_lines):
+        line, source = lines[k], flat[k]
+        for i in range(size):
+            line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
+    _transpose(lines, out_SSC.reshape(size, num_lines))
+
+
+@compiled
+def view(
+    image_HWC: Pixels,
+    is_plain: bool,
+    crop_4: Doubles,
+    rotation_rad: float,
+    is_flipped: bool,
+    is_bicubic: bool,
+    is_jittered: bool,
+    is_additive: bool,
+    order_4: Ints,
+    jitter_4: Doubles,
+    is_gray: bool,
+    blur_sigma: float,
+    out_SSC: Pixels,
+    scratch: Floats,
+) -> None:
+    """Rotation, crop, flip and resize in one resampling, then colour, grey and blur.
+
+    Args:
+        image_HWC: Contiguous.
+        is_plain: Only resized; the next four do not apply.
+        crop_4: As of `augment.Draws`.
+        rotation_rad: Counter-clockwise as displayed.
+        is_flipped: Left-right.
+        is_bicubic: Or bilinear.
+        is_jittered: Whether the next three apply.
+        is_additive: The supplement's jitter instead of SimCLR's.
+        order_4: Of brightness, contrast, saturation and hue.
+        jitter_4: Their values.
+        is_gray: Luma in all channels.
+        blur_sigma: Pixels of the view; 0: no blur.
+        out_SSC: Contiguous; overwritten.
+        scratch: As of the function of this name.
+    """
+    size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
+    num = size * num_channels * size
+    columns_SCS, rest = scratch[:num].reshape(size, num_channels, size), scratch[num:]
+    if is_plain:
+        _resize(image_HWC, columns_SCS, rest)
+    else:
+        _resample(image_HWC, crop_4, rotation_rad, is_flipped, is_bicubic, columns_SCS, rest)
+    if is_jittered and is_additive:
+        _shift_and_stretch(columns_SCS, jitter_4)
+    elif is_jittered:
+        _change(columns_SCS, order_4, jitter_4)
+    if is_gray and num_channels == 3:
+        for x in range(size):
+            _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2])
+    if blur_sigma > 0:
+        _blur(columns_SCS, blur_sigma, rest)
+    _finish(columns_SCS, out_SSC, rest)
+
+
+_own = threading.local()
+
+
+def scratch(height: int, width: int, channels: int, size_px: int) -> Floats:
+    """This thread's working memory, enough for a view of such an image; memory from the system costs more than a view.
+
+    Only what a view touches is ever backed by real memory.
+    """
+    num_taps = 4 * (max(height, width) // size_px + 3)
+    num = 2 * size_px * size_px * channels
+    num += (2 * size_px + num_taps) * (width + 2 * num_taps) * channels
+    num += (height + 4 * MARGIN) * (width + 4 * MARGIN) * channels + BLOCK
+    if getattr(_own, "scratch", np.empty(0)).size < num:
+        _own.scratch = np.empty(num, np.float32)
+    return cast(Floats, _own.scratch)

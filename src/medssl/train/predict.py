@@ -60,12 +60,12 @@ def _evaluated(job: PredictJob, index: pa.Table, splits: pa.Table, classes: tupl
     """The splits of the study's own data set, then the external sets; one in memory at a time."""
     shards = ShardSet.open(job.inputs.shards_dir)
     for name in job.settings.splits:
-        split = Split.decode(Cohort.select(index, splits, shards, split=name), job.task, classes)
+        split = Split.open(Cohort.select(index, splits, shards, split=name), job.task, classes)
         yield _Evaluated(job.dataset, job.dataset_digest, name, _group_kind(index), split)
     for external in job.external:
         own = schema.read(external.index_path, schema.INDEX)
         cohort = Cohort.select(own, whole(own), ShardSet.open(external.shards_dir), split=schema.EXTERNAL)
-        split = Split.decode(cohort, job.task, classes)
+        split = Split.open(cohort, job.task, classes)
         yield _Evaluated(external.name, external.digest, schema.EXTERNAL, _group_kind(own), split)
 
 

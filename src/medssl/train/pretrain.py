@@ -4,6 +4,7 @@ Shape suffixes: N images of this rank's batch, C channels, S pixels a side, D pr
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from medssl.model.networks import ProjectionHead, build_encoder
 from medssl.progress import Progress, say
 from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train import augment, contrastive
+from medssl.train.batches import Batches, Rows
 from medssl.train.checkpoint import load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, from_state, last, write_history
 from medssl.train.jobs import Inputs, PretrainJob, SetInputs
-from medssl.train.loader import Bags, Images, Index, batch_at
+from medssl.train.loader import Bags, Images, batch_at
 from medssl.train.monitors import (
     MAX_STEPS_UNCHECKED,
     NUM_HISTORY_POINTS,
@@ -54,8 +56,18 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images) if self.bags is None else len(self.bags)
 
-    def views(self, step: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
-        """Both augmented views of this rank's share of the batch at `step`, float in [0, 1], (N, C, S, S)."""
+    def batches(self, first_step: int, ranks: Ranks) -> Batches:
+        """This rank's share of every batch from `first_step` on: views a, then views b of the same units."""
+        return Batches(
+            self.images,
+            partial(self.plan, ranks=ranks),
+            steps=range(first_step, self.run.num_steps),
+            size_px=self.run.image_size_px,
+            device=ranks.device,
+        )
+
+    def plan(self, step: int, ranks: Ranks) -> list[Rows]:
+        """What this rank's share of the batch at `step` shows, in 2N rows."""
         run = self.run
         units = batch_at(step, num_units=len(self), batch_size=run.batch_size, seed=run.seed)
         share = run.batch_size // ranks.world_size
@@ -65,30 +77,31 @@ class Pairs:
             first = second = units
         else:
             first, second = self.bags.pairs(units, seed=run.seed, epoch=epoch)
-        view_a, view_b = (
-            self._augmented(image_N, run_augmentation(run), epoch, view, ranks.device)
+        # A bag of one image gets SimCLR's two views, whatever its partners get (spec 1.5).
+        is_alone = (first == second) & (run.augmentation == "micle_partial")
+        return [
+            Rows.drawn(
+                self.images,
+                np.flatnonzero(chosen) + view * share,
+                image_N[chosen],
+                augmentation,
+                seed=run.seed,
+                epoch=epoch,
+                view=view,
+            )
             for view, image_N in enumerate((first, second))
-        )
-        alone = np.flatnonzero(first == second) if run.augmentation == "micle_partial" else np.empty(0, np.int64)
-        if alone.size:  # a bag of one image gets SimCLR's two views, whatever its partners get (spec 1.5)
-            full = augment.simclr(run.augmentation_strength)
-            view_a[alone] = self._augmented(first[alone], full, epoch, 0, ranks.device)
-            view_b[alone] = self._augmented(first[alone], full, epoch, 1, ranks.device)
-        return view_a, view_b
+            for chosen, augmentation in (
+                (~is_alone, run_augmentation(run)),
+                (is_alone, augment.simclr(run.augmentation_strength)),
+            )
+            if chosen.any()
+        ]
 
-    def _augmented(
-        self, image_N: Index, augmentation: augment.Augmentation, epoch: int, view: int, device: torch.device
-    ) -> Tensor:
-        pixels = self.images.pixels_NCSS[torch.from_numpy(image_N)].to(device)
-        return augment.apply(
-            pixels,
-            augmentation=augmentation,
-            seed=self.run.seed,
-            epoch=epoch,
-            index_N=image_N,
-            view=view,
-            size_px=self.run.image_size_px,
-        )
+
+def next_views(batches: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both augmented views of the next batch, float in [0, 1], (N, C, S, S) each."""
+    view_a, view_b = augment.to_unit(next(batches), device).chunk(2)
+    return view_a, view_b
 
 
 def pretrain(job: PretrainJob, ranks: Ranks) -> None:
@@ -106,20 +119,21 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     run, stop = job.run, StopRequest()
     encoder, head = _networks(job)
     model = contrastive.prepare(encoder, head, run, ranks)
-    pairs = Pairs.of(Images.decode(_cohort(job.inputs)), run)
+    pairs = Pairs.of(Images(_cohort(job.inputs)), run)
     training = _Training(job, ranks, encoder, head, model)
     if ranks.is_first:
         say(f"pretrain {run.name}: {len(pairs)} units, {len(pairs.images)} images, from step {training.step}")
     model.train()
-    while training.step < run.num_steps:
-        with training.throughput.waiting_for_data():
-            views = pairs.views(training.step, ranks)
-        training.advance(views)
-        stopping = ranks.any(stop.requested)
-        if stopping or training.step % run.checkpoint_every_steps == 0:
-            training.save()
-        if stopping:
-            raise TerminatedError(f"pretrain {run.name} stopped after step {training.step}; run again to go on")
+    with pairs.batches(training.step, ranks) as batches:
+        while training.step < run.num_steps:
+            with training.throughput.waiting_for_data():
+                views = next_views(batches, ranks.device)
+            training.advance(views)
+            stopping = ranks.any(stop.requested)
+            if stopping or training.step % run.checkpoint_every_steps == 0:
+                training.save()
+            if stopping:
+                raise TerminatedError(f"pretrain {run.name} stopped after step {training.step}; run again to go on")
     training.keep()
     ranks.wait()
 

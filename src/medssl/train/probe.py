@@ -8,7 +8,7 @@ Shape suffixes: N images, M units (images or cases) of the training sample, V of
 S pixels a side, R representation, K findings or conditions.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from medssl import labels, metrics, schema
 from medssl.config import Precision, TaskConfig
-from medssl.progress import Progress, say
+from medssl.progress import say
 from medssl.shardset import Cohort, ShardSet, permutation
 from medssl.train import augment
 from medssl.train.jobs import Inputs, PretrainJob
+from medssl.train.loader import stored_pixels
 from medssl.train.precision import autocast
 
 MAX_TRAIN_IMAGES, MAX_VALIDATION_IMAGES = 2000, 1000
@@ -41,13 +42,13 @@ class Sample:
     """Labelled images of one split.
 
     Attributes:
-        pixels_NCSS: uint8, at the size that the network is trained at.
+        pixels_NSSC: uint8, at the size that the network is trained at.
         unit_N: Number of the unit of each image.
         targets_MK: 0 or 1, float32.
         mask_MK: Whether the label is known.
     """
 
-    pixels_NCSS: Tensor
+    pixels_NSSC: Tensor
     unit_N: Tensor
     targets_MK: Tensor
     mask_MK: Tensor
@@ -75,7 +76,7 @@ class Sample:
         )
 
     def __len__(self) -> int:
-        return len(self.pixels_NCSS)
+        return len(self.pixels_NSSC)
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,9 @@ def represent(encoder: nn.Module, sample: Sample, *, precision: Precision, devic
     was_training = encoder.training
     encoder.eval()
     rows = []
-    for pixels_NCSS in sample.pixels_NCSS.split(EMBEDDING_BATCH):
-        images_NCSS = pixels_NCSS.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+    for pixels_NSSC in sample.pixels_NSSC.split(EMBEDDING_BATCH):
         with autocast(precision, device):
-            rows.append(encoder(images_NCSS).float())
+            rows.append(encoder(augment.to_unit(pixels_NSSC, device)).float())
     encoder.train(was_training)
     unit_N = sample.unit_N.to(device)
     sums_MR = torch.zeros(len(sample.targets_MK), rows[0].shape[1], device=device)
@@ -214,8 +214,8 @@ def _draw_both(
 
 
 def _pixels(cohort: Cohort, chosen: NDArray[np.int64], size_px: int) -> Tensor:
-    """Images of some rows of a cohort as a network sees them in evaluation, uint8, shape (N, C, S, S)."""
-    part = replace(cohort, rows=cohort.rows.take(chosen), positions=cohort.positions[chosen])
-    stored = torch.from_numpy(part.decode_all(Progress(f"decode {cohort.split} probe", len(chosen), unit="images")))
-    resized = [augment.evaluation(few, size_px=size_px) for few in stored.split(EMBEDDING_BATCH)]
-    return torch.cat([few.mul(255).round().to(torch.uint8) for few in resized])
+    """Images of some rows of a cohort as a network sees them in evaluation, uint8, shape (N, S, S, C)."""
+    pixels_NSSC = np.empty((len(chosen), size_px, size_px, cohort.shards.channels), np.uint8)
+    for number, out_SSC in zip(chosen.tolist(), pixels_NSSC, strict=True):
+        augment.evaluate(stored_pixels(cohort, number), center_crop=None, out_SSC=out_SSC)
+    return torch.from_numpy(pixels_NSSC)

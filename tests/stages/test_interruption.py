@@ -1,0 +1,168 @@
+"""The pretraining stage, killed at random moments and resumed: real processes, torchrun among them."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medssl import layout
+from medssl.__main__ import main
+from medssl.config import load_study
+from medssl.stages import data
+from medssl.store import STORE_VARIABLE, Store
+from medssl.train.checkpoint import load_state
+
+TINY = Path(__file__).parents[2] / "pipelines" / "studies" / "tiny.yaml"
+EVERY_STEPS = 7  # does not divide the steps of an epoch: most checkpoints lie in the middle of one
+TIMEOUT_S = 300
+
+
+@dataclass
+class Stage:
+    """The command of one stage over a store of its own, run again and again."""
+
+    store: Path
+    arguments: list[str]
+    environment: dict[str, str]
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "medssl", "pretrain", str(TINY), *self.arguments]
+        return subprocess.Popen(
+            command,
+            env=self.environment | {STORE_VARIABLE: str(self.store)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def copy(self, folder: Path) -> "Stage":
+        return Stage(shutil.copytree(self.store, folder, symlinks=True), self.arguments, self.environment)
+
+    def finish(self, **environment: str) -> dict[str, Tensor]:
+        """Run to the end; returns the encoder's weights."""
+        process = self.start(**environment)
+        printed, _ = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, printed[-3000:]
+        made = Path(json.loads(printed.strip().splitlines()[-1])["uri"])
+        return load_file(made / layout.ENCODER)
+
+    def kill(self, *, after_s: float, how: signal.Signals = signal.SIGKILL, **environment: str) -> tuple[int, bool]:
+        """Start, wait until training has begun and `after_s` more, kill all its processes.
+
+        Returns:
+            The step that it began with, and whether it was killed in time.
+        """
+        process = self.start(**environment)
+        assert process.stdout is not None
+        begun = None
+        for line in process.stdout:
+            if begun := re.search(r"from step (\d+)", line):
+                break
+        assert begun, "training did not begin"
+        time.sleep(after_s)
+        if how == signal.SIGKILL:
+            self.kill_all()
+        else:
+            process.send_signal(how)
+        code = process.wait(timeout=TIMEOUT_S)
+        process.stdout.close()
+        return int(begun[1]), code != 0
+
+    def kill_all(self) -> None:
+        """Kill every process that works on this store at once, as the end of a pod does (torchrun's have own groups)."""
+        mark = f"{STORE_VARIABLE}={self.store}".encode()
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+        own = [pid for pid in pids if mark in environ(pid).split(b"\0")]
+        for how in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in own:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, how)
+
+    def saved_step(self) -> int:
+        """Step of the state on disk, 0 where there is none."""
+        states = [state for folder in (self.store / "work").glob("*") if (state := load_state(folder))]
+        assert len(states) <= 1
+        return int(states[0]["step"]) if states else 0
+
+
+def environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return b""
+
+
+def prepare(folder: Path, *settings: str) -> Stage:
+    """A store with the data of the tiny study, and the command of its SimCLR run."""
+    root = folder / "set"
+    assert main(["demo", "--out", str(root), "--patients", "40", "--image-size-px", "32"]) == 0
+    sets = [f"data.root={root}", "data.generate=null", "pretraining.simclr.probe=false", *settings]
+    sets.append(f"pretraining.simclr.checkpoint_every_steps={EVERY_STEPS}")
+    study, store = load_study(TINY, sets), Store(str(folder / "store"))
+    version = {"code_version": "test"}
+    source = data.fingerprint(store, study.data, root=str(root), **version)
+    digest, key_id = source.metadata["digest"], data.load_key(study.data).key_id
+    index = data.ingest(store, study.data, root=str(root), data_digest=digest, key_id=key_id, **version)
+    splits = data.assign_splits(store, study.splits, index_uri=index.uri, **version)
+    at = {"root": str(root), "data_digest": digest, "index_uri": index.uri}
+    shards = data.write_shards(store, study.shards, **at, **version)
+    made = {"index": index, "splits": splits, "shards": shards}
+    arguments = ["--item", "simclr", *(part for setting in sets for part in ("--set", setting))]
+    # Relative to the store, so that a copy of it is used whole.
+    arguments += [part for role, one in made.items() for part in ("--input", f"{role}={one.uri}")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSSL_", "MLFLOW_"))}
+    return Stage(folder / "store", arguments, clean | {"PYTHONPATH": os.pathsep.join(sys.path), "MEDSSL_THREADS": "1"})
+
+
+def kill_and_compare(folder: Path, *, kills: int, num_steps: int, longest_s: float) -> None:
+    prepared = prepare(folder, f"pretraining.simclr.num_steps={num_steps}")
+    whole = prepared.copy(folder / "whole").finish()
+    broken = prepared.copy(folder / "broken")
+    moments = random.Random(0)
+    for number in range(kills):
+        before = broken.saved_step()
+        began, is_killed = broken.kill(after_s=moments.uniform(0, longest_s))
+        assert is_killed, f"the run was over before kill {number + 1}; make it longer"
+        assert began == before, "a run goes on from the last checkpoint"
+        after = broken.saved_step()
+        assert after >= before
+        assert after % EVERY_STEPS == 0
+    resumed = broken.finish()
+    assert resumed.keys() == whole.keys()
+    assert all(resumed[name].equal(whole[name]) for name in whole)
+
+
+def test_three_kills_leave_the_weights_as_they_would_have_been(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=3, num_steps=600, longest_s=1.0)
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_the_weights_as_they_would_have_been(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=20, num_steps=4000, longest_s=1.5)
+
+
+def test_a_stopped_run_of_two_processes_goes_on_in_one_with_the_same_batches(tmp_path: Path) -> None:
+    """Other processes sum in another order, which LARS and batch norm carry on: close, and not equal."""
+    prepared = prepare(tmp_path, "pretraining.simclr.num_steps=40", "pretraining.simclr.learning_rate=0.1")
+    whole = prepared.copy(tmp_path / "whole").finish()
+    broken = prepared.copy(tmp_path / "broken")
+    began, is_stopped = broken.kill(after_s=0, how=signal.SIGTERM, MEDSSL_PROCESSES="2")
+    assert (began, is_stopped) == (0, True)
+    assert 0 < broken.saved_step() < 40
+    resumed = broken.finish(MEDSSL_PROCESSES="1")
+    for name, tensor in whole.items():
+        assert (resumed[name].double() - tensor.double()).abs().max() <= 1e-3 * max(1.0, float(tensor.abs().max())), (
+            name
+        )
