@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -32,13 +33,12 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # A blur's kernel spans a tenth of the side (SimCLR's code).
 BLUR_SIDE_SHARE = 10
 # Weights of a blur below this share of the middle one are left out: together below a hundredth of an intensity.
-BLUR_NEGLIGIBLE = 1e-5
+BLUR_NEGLIGIBLE = 1e-4
 # The parameter of cubic convolution: torch's for views, Pillow's and torch's for antialiased resizing.
 CUBIC, ANTIALIASED_CUBIC = -0.75, -0.5
 # Stands for a zero range of a pixel's channels in a divisor.
 TINY = np.float32(1e-4)
 A = np.float32(CUBIC)
-FAR = np.float32(1e6)  # beyond every intermediate value
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
 # Source pixels beyond the edge that a sample within the fading margin can read.
 MARGIN = 3
@@ -96,6 +96,19 @@ def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, targ
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def _borrowed(typing_context: Any, array: Any) -> Any:
+    """The array without its owner, who must outlive it: to slice it counts no references, which costs as a line does."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(array)(context, builder, arguments[0])
+        made.meminfo = cgutils.get_null_value(made.meminfo.type)
+        made.parent = cgutils.get_null_value(made.parent.type)
+        return made._getvalue()
+
+    return array(array), generate
 
 
 def _window(num_channels: int) -> Any:
@@ -239,17 +252,22 @@ def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floa
 
 
 @compiled
-def _mix(
-    a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, low: float, high: float, out: Floats
-) -> None:
-    """Weighted sum of four lines, added to `out` if it is not the first, and clipped."""
+def _mix(lines: Floats, a: int, b: int, c: int, d: int, weight_4: Floats, is_first: bool, out: Floats) -> None:
+    """Weighted sum of four lines, added to `out` if it is not the first."""
     u, v, w, x = weight_4[0], weight_4[1], weight_4[2], weight_4[3]
+    line_a, line_b, line_c, line_d = lines[a], lines[b], lines[c], lines[d]
     if is_first:
         for i in range(len(out)):
-            out[i] = min(max(u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
+            out[i] = u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
     else:
         for i in range(len(out)):
-            out[i] = min(max(out[i] + u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
+            out[i] += u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+
+
+@compiled
+def _clip(line: Floats) -> None:
+    for i in range(len(line)):
+        line[i] = min(max(line[i], ZERO), WHITE)
 
 
 @compiled
@@ -278,12 +296,12 @@ def _separable(
         _transpose(rows, turned)
         for x in range(begin, end):
             for channel in range(num_channels):
+                out = columns_SCS[x, channel]
                 for k in range(0, num_taps, 4):
                     a = (x_S[x] - low + k) * num_channels + channel
                     b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
-                    bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
-                    weight_4, out = x_SK[x, k : k + 4], columns_SCS[x, channel]
-                    _mix(turned[a], turned[b], turned[c], turned[d], weight_4, k == 0, bounds[0], bounds[1], out)
+                    _mix(turned, a, b, c, d, x_SK[x, k : k + 4], k == 0, out)
+                _clip(out)
 
 
 @compiled
@@ -291,17 +309,21 @@ def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, 
     """Weighted sums of the lines of an image, from column `low` on."""
     width, num_taps = rows.shape[1], y_SK.shape[1]
     high = low + width // image_HWC.shape[2]
-    lines = scratch[: num_taps * width].reshape(num_taps, width)  # line y is at y modulo their number
+    num_lines = 4
+    while num_lines < num_taps:
+        num_lines *= 2
+    lines = scratch[: num_lines * width].reshape(num_lines, width)  # line y is at y modulo their number
+    last = num_lines - 1
     following = y_S[0]
     for y in range(len(y_S)):
         following = max(following, y_S[y])
         while following < y_S[y] + num_taps:
-            _load(image_HWC, block, following, low, high, lines[following % num_taps])
+            _load(image_HWC, block, following, low, high, lines[following & last])
             following += 1
         for k in range(0, num_taps, 4):
             at = y_S[y] + k
-            a, b, c, d = at % num_taps, (at + 1) % num_taps, (at + 2) % num_taps, (at + 3) % num_taps
-            _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
+            a, b, c, d = at & last, (at + 1) & last, (at + 2) & last, (at + 3) & last
+            _mix(lines, a, b, c, d, y_SK[y, k : k + 4], k == 0, rows[y])
 
 
 @compiled
@@ -319,7 +341,8 @@ def _turned(
         at = (y - low_y) * width
         _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
     start_S, fade_S = np.empty(size, np.int64), np.empty(size, np.float32)
-    weight_8S = np.empty((8, size), np.float32)  # four along x, four along y
+    num = (high_y - low_y) * width + BLOCK
+    weight_8S = scratch[num : num + 8 * size].reshape(8, size)  # four along x, four along y
     for i in range(size):
         first_x, first_y = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
         for j in range(size):
@@ -378,12 +401,12 @@ def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
     """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     num_taps = 4 * (max(height, width, size) // size + 2)
-    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
-    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
+    x_S, y_S, num = np.empty(size, np.int64), np.empty(size, np.int64), size * num_taps
+    x_SK, y_SK = scratch[:num].reshape(size, num_taps), scratch[num : 2 * num].reshape(size, num_taps)
     _antialiased_taps(width, x_S, x_SK)
     _antialiased_taps(height, y_S, y_SK)
     # A plain 1 would be a type of its own, and all kernels below be compiled once more.
-    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
+    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch[2 * num :])
 
 
 @compiled
@@ -408,11 +431,11 @@ def _resample(
     middle_x = (width / 2 + cosine * center_x - sine * center_y) / block - 0.5
     middle_y = (height / 2 + sine * center_x + cosine * center_y) / block - 0.5
     if rotation_rad == 0:
-        x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
-        x_S4, y_S4 = np.empty((size, 4), np.float32), np.empty((size, 4), np.float32)
+        x_S, y_S, num = np.empty(size, np.int64), np.empty(size, np.int64), 4 * size
+        x_S4, y_S4 = scratch[:num].reshape(size, 4), scratch[num : 2 * num].reshape(size, 4)
         _taps(middle_x - half * step_x, step_x, x_S, x_S4, is_bicubic)
         _taps(middle_y - half * step_y, step_y, y_S, y_S4, is_bicubic)
-        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch)
+        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch[2 * num :])
     else:
         map_23 = np.empty((2, 3))
         map_23[0, 0], map_23[0, 1] = cosine * step_x, -sine * step_y
@@ -481,9 +504,9 @@ def _means(columns_SCS: Floats) -> Doubles:
     mean_C = np.zeros(num_channels)
     for x in range(size):
         for channel in range(num_channels):
-            total = ZERO
-            for value in columns_SCS[x, channel]:
-                total += value
+            line, total = columns_SCS[x, channel], ZERO
+            for i in range(len(line)):
+                total += line[i]
             mean_C[channel] += total
     return mean_C / (size * size)
 
@@ -528,17 +551,17 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 
 @compiled
 def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
-    """Write the weights of distances 0 to the radius that is returned."""
+    """Write the weights of distances 0 to the radius that is returned, a multiple of 3 of which the last may be 0."""
     radius = size // BLUR_SIDE_SHARE // 2
     total = 1.0
     for k in range(1, radius + 1):
         total += 2 * np.exp(-(k**2) / (2 * sigma**2))
     used = 0
-    for k in range(radius + 1):
-        weight = np.exp(-(k**2) / (2 * sigma**2))
-        weight_R[k] = np.float32(weight / total)
+    for k in range(len(weight_R)):
+        weight = np.exp(-(k**2) / (2 * sigma**2)) if k <= radius else 0.0
+        weight_R[k] = np.float32(weight / total) if weight > BLUR_NEGLIGIBLE else ZERO
         used = k if weight > BLUR_NEGLIGIBLE else used
-    return used
+    return 3 * -(-used // 3)
 
 
 @compiled
@@ -549,44 +572,55 @@ def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
     """
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
     width = num_channels * size
-    weight_R = np.empty(size, np.float32)
+    weight_R = scratch[: size + 3]
     radius = _blur_weights(size, sigma, weight_R)
-    flat = columns_SCS.reshape(size, width)
-    padded = scratch[: size + 2 * radius]
-    padded[:radius] = padded[size + radius :] = ZERO
+    padded = scratch[2 * size :][: size + 2 * radius]
+    for i in range(radius):
+        padded[i] = padded[size + radius + i] = ZERO
     for x in range(size):
         for channel in range(num_channels):
             line = columns_SCS[x, channel]
             for y in range(size):
                 padded[radius + y] = line[y]
                 line[y] *= weight_R[0]
-            for k in range(1, radius + 1):
-                _add_pair(padded[radius - k :], padded[radius + k :], weight_R[k], line)
-    before = scratch[: (radius + 1) * width].reshape(radius + 1, width)  # columns on the left as they were, a ring
-    before[:] = ZERO
+            for k in range(1, radius, 3):
+                low, high = padded[radius - k - 2 :], padded[radius + k :]
+                _add_pairs(low[2:], high, low[1:], high[1:], low, high[2:], weight_R[k : k + 3], line)
+    # The columns on the left as they were, a ring; behind it nothing.
+    flat, num_kept = columns_SCS.reshape(size, width), radius + 1
+    kept = scratch[2 * size :][: (num_kept + 1) * width].reshape(num_kept + 1, width)
+    for k in range(num_kept + 1):
+        for y in range(width):
+            kept[k, y] = ZERO
+    nothing = kept[num_kept]
     for x in range(size):
-        own, column = before[x % (radius + 1)], flat[x]
+        own, column = kept[x % num_kept], flat[x]
         for y in range(width):
             own[y] = column[y]
             column[y] *= weight_R[0]
-        for k in range(1, radius + 1):
-            left = before[(x + radius + 1 - k) % (radius + 1)]
-            if x + k < size:
-                _add_pair(left, flat[x + k], weight_R[k], column)
-            else:
-                _add_one(left, weight_R[k], column)
+        for k in range(1, radius, 3):
+            a, b, c = kept[(x - k) % num_kept], kept[(x - k - 1) % num_kept], kept[(x - k - 2) % num_kept]
+            right_a = flat[x + k] if x + k < size else nothing
+            right_b = flat[x + k + 1] if x + k + 1 < size else nothing
+            right_c = flat[x + k + 2] if x + k + 2 < size else nothing
+            _add_pairs(a, right_a, b, right_b, c, right_c, weight_R[k : k + 3], column)
 
 
 @compiled
-def _add_pair(left: Floats, right: Floats, weight: float, line: Floats) -> None:
+def _add_pairs(
+    left_a: Floats,
+    right_a: Floats,
+    left_b: Floats,
+    right_b: Floats,
+    left_c: Floats,
+    right_c: Floats,
+    weight_3: Floats,
+    line: Floats,
+) -> None:
+    """Add three pairs of neighbours, each with its weight."""
+    u, v, w = weight_3[0], weight_3[1], weight_3[2]
     for i in range(len(line)):
-        line[i] += weight * (left[i] + right[i])
-
-
-@compiled
-def _add_one(left: Floats, weight: float, line: Floats) -> None:
-    for i in range(len(line)):
-        line[i] += weight * left[i]
+        line[i] += u * (left_a[i] + right_a[i]) + v * (left_b[i] + right_b[i]) + w * (left_c[i] + right_c[i])
 
 
 # Views
@@ -643,6 +677,7 @@ def view(
     """
     size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
     num = size * num_channels * size
+    image_HWC, scratch = _borrowed(image_HWC), _borrowed(scratch)
     columns_SCS, rest = scratch[:num].reshape(size, num_channels, size), scratch[num:]
     if is_plain:
         _resize(image_HWC, columns_SCS, rest)
