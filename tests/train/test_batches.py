@@ -32,6 +32,16 @@ AUGMENTATION = augment.simclr()
 NOTHING, EVERYTHING = 0, 2**30  # bytes of decoded images to keep
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    """Compiled, so that no test has to wait for it."""
+    for channels in (1, 3):
+        images = np.zeros((1, SIZE, SIZE, channels), np.uint8)
+        augment.evaluation(images, size_px=OUT)
+        key = {"seed": 0, "epoch": 0, "view": 0}
+        augment.apply(images, augmentation=AUGMENTATION, index_N=np.arange(1), size_px=OUT, **key)
+
+
 @pytest.fixture(autouse=True)
 def no_test_hangs() -> Iterator[None]:
     """A test that waits for ever fails instead."""
