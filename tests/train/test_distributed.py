@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def uneven(world_size: int) -> tuple[nn.Sequential, Tensor, Tensor, list[slice]]
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
     ends = [0, *range(1, world_size), 10]
-    shares = [slice(begin, end) for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+    shares = [slice(begin, end) for begin, end in pairwise(ends)]
     return model, torch.randn(10, 3).double(), torch.randn(10, 4).double(), shares
 
 
