@@ -340,7 +340,7 @@ def test_workers_get_functions_by_name_and_plain_values(data_set, tmp_path, monk
 
         monkeypatch.setattr(beam, kind, recording)
     data_set.write_shards(tmp_path / "out")
-    assert {function.__name__ for function, _ in handed_over} == {"rows_by_part", "write_packed", "write_summary"}
+    assert {function.__name__ for function, _ in handed_over} == {"rows_by_task", "write_task", "write_summary"}
     # The standard pickle refuses what has no name: closures, lambdas, locks.
     assert pickle.loads(pickle.dumps(handed_over)) == handed_over
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,6 +33,7 @@ from medssl.shardset import part_name, part_of, read_summary
 from medssl.store import write_json
 
 BATCH_ROWS = 256  # rows of a record batch, of which a worker holds three at a time
+PARTS_OF_TASK = 2  # written at the same time, so that one is read while the other is hashed and written
 # Beam's own default first tries to download a runner written in Go; this one runs in this process.
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _TASKS_OF_THREAD = 8  # in a batch: a task costs as much as the reading of a small file, few tasks leave threads idle
@@ -88,7 +90,7 @@ def write(
             on other machines, all four paths must lead to the same files there.
         config: Size, encoding, number of parts, bounds.
         pipeline_options: Beam's command-line options; without a --runner everything runs in this process.
-        num_threads: Images worked on at the same time in one part; default: the processors given to this process.
+        num_threads: Images worked on at the same time; default: the processors given to this process.
         to_stored: What an image becomes in a part.
 
     Returns:
@@ -111,11 +113,13 @@ def write(
     with _counting(num_images), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
-            | "Name the tables" >> beam.Create([(index_path, sources_path)])
-            | "Group rows by part" >> beam.FlatMap(rows_by_part, config.num_parts)
-            | "Spread parts over workers" >> beam.Reshuffle()
-            | "Write parts" >> beam.Map(write_packed, *settings)
-            | "Collect entries" >> beam.combiners.ToList()
+            | "Name the tables" >> beam.Create([(index_path, sources_path)], reshuffle=False)
+            | "Group rows by task" >> beam.FlatMap(rows_by_task, config.num_parts)
+            # Twice in place of Reshuffle and ToList, whose many steps take a runner longer to set up than all others.
+            | "Spread tasks over workers" >> beam.GroupByKey()
+            | "Write parts" >> beam.FlatMap(write_task, *settings)
+            | "Collect entries" >> beam.GroupByKey()
+            | "Drop the key" >> beam.Values()
             | "Write shards.json" >> beam.Map(write_summary, out_dir, config)
         )
     summary = read_summary(out_dir)
@@ -123,6 +127,12 @@ def write(
         (out_dir / layout.SHARDS).unlink()  # its presence means success
         raise BadInputError(complaint)
     return summary
+
+
+def rows_by_task(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, tuple[int, bytes]]]:
+    """Yield what `rows_by_part` does under the number of the task that writes the part."""
+    for part, rows in rows_by_part(tables, num_parts):
+        yield part // PARTS_OF_TASK, (part, rows)
 
 
 def rows_by_part(tables: tuple[Path, Path], num_parts: int) -> Iterator[tuple[int, bytes]]:
@@ -159,10 +169,24 @@ def unpacked(rows: bytes) -> Iterator[Row]:
         yield from zip(*batch.to_pydict().values(), strict=True)
 
 
-def write_packed(part_rows: tuple[int, bytes], *settings: Any) -> dict[str, Any]:
-    """Write one part of packed rows; see `write_part`."""
-    part, rows = part_rows
-    return write_part((part, unpacked(rows)), *settings)
+def write_task(
+    task_parts: tuple[int, Iterable[tuple[int, bytes]]],
+    root: Path,
+    out_dir: Path,
+    config: ShardConfig,
+    num_threads: int,
+    to_stored: ToStored,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Write the parts of a task at the same time; yields the entry of each under the file that it goes into."""
+    parts = [(part, unpacked(rows)) for part, rows in task_parts[1]]
+    threads_of_part = max(1, num_threads // len(parts))
+
+    def write_one(part_rows: tuple[int, Iterable[Row]]) -> dict[str, Any]:
+        return write_part(part_rows, root, out_dir, config, threads_of_part, to_stored)
+
+    with ThreadPoolExecutor(min(num_threads, len(parts))) as pool:
+        for entry in pool.map(write_one, parts):
+            yield layout.SHARDS, entry
 
 
 def write_part(
@@ -205,21 +229,32 @@ def write_part(
 
 
 def _record_batch(images: Sequence[Stored]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {"image_id": [image.image_id for image in images]}
-    columns["image"] = [image.data for image in images]
-    return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
+    image_ids = pa.array([image.image_id for image in images], pa.string())
+    # Joined here, as Arrow's builder moves what it holds whenever it grows.
+    offsets = np.cumsum([0, *(len(image.data) for image in images)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(b"".join(image.data for image in images))]
+    stored = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(images), buffers)
+    return pa.RecordBatch.from_arrays([image_ids, stored], schema=_SCHEMA)
 
 
 def _stored(
     rows: Iterable[Row], root: Path, config: ShardConfig, num_threads: int, to_stored: ToStored
 ) -> Iterator[Stored]:
-    """Every row's image in order; while the caller has one batch, the next is worked on."""
+    """Every row's image in order; with threads, the next batch is worked on while the caller has one."""
     rows = iter(rows)
     num_together = max(1, BATCH_ROWS // (_TASKS_OF_THREAD * num_threads))
 
     def store_some(some: Sequence[Row]) -> list[Stored]:
         return [to_stored(row, root, config) for row in some]
 
+    def told(images: list[Stored]) -> list[Stored]:
+        _count(len(images))
+        return images
+
+    if num_threads == 1:  # another thread would only wait for this one
+        while some := list(itertools.islice(rows, num_together)):
+            yield from told(store_some(some))
+        return
     with ThreadPoolExecutor(num_threads) as pool:
 
         def begun() -> list[Future[list[Stored]]]:
@@ -229,9 +264,7 @@ def _stored(
         tasks, ahead = begun(), begun()
         while tasks:
             for task in tasks:
-                images = task.result()
-                yield from images
-                _count(len(images))
+                yield from told(task.result())
             tasks, ahead = ahead, begun()
 
 
@@ -256,8 +289,9 @@ def _usable(images: Iterator[Stored], undecodable: list[dict[str, str]]) -> Iter
             yield image
 
 
-def write_summary(entries: Sequence[dict[str, Any]], out_dir: Path, config: ShardConfig) -> None:
+def write_summary(entries: Iterable[dict[str, Any]], out_dir: Path, config: ShardConfig) -> None:
     """Write `shards.json` over all parts, the last file of a run; nothing in it is a path, a host or a time."""
+    entries = list(entries)
     undecodable = sorted(itertools.chain(*(entry["undecodable"] for entry in entries)), key=lambda u: u["image_id"])
     written = sorted((entry for entry in entries if entry["num_images"]), key=lambda entry: entry["name"])
     parts = [{key: value for key, value in entry.items() if key != "undecodable"} for entry in written]
