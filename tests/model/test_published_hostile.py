@@ -105,6 +105,21 @@ def test_a_tensor_that_claims_more_than_its_file_holds_is_refused_unallocated(
     refused(tmp_path / "a.pt", "conv1.weight has shape [1099511627776]; expected at most 2 GiB")
 
 
+def test_dictionaries_that_hold_themselves_are_entered_once(tmp_path: Path) -> None:
+    held: dict[Any, Any] = {"a": torch.zeros(3), 7: torch.zeros(3)}
+    held |= {f"self{number}": held for number in range(30)}
+    torch.save(held, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "found tensors a; expected")
+
+
+def test_a_changed_byte_in_torchs_file_is_found(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    at = whole.index(state["layer4.2.conv3.weight"].numpy().tobytes()[:40]) + 7
+    (tmp_path / "a.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    refused(tmp_path / "a.pt", "another checksum than stated")
+
+
 def _npy(header: str, data: bytes = b"") -> bytes:
     text = header.encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
@@ -237,10 +252,7 @@ def test_entries_that_lie_are_refused(lie: bytes, words: str, tmp_path: Path) ->
             {"layer2.0.conv1.weight": torch.full((8, 16, 1, 1), torch.nan)},
             ["layer2.0.conv1.weight is not finite in 100.0%", "broken"],
         ),
-        (
-            {"layer2.0.bn1.weight": torch.tensor([torch.inf, *[0.5] * 7])},
-            ["layer2.0.bn1.weight is not finite in 12.5%"],
-        ),
+        ({"layer2.0.bn1.weight": torch.tensor([torch.inf, *[0.5] * 7])}, ["bn1.weight is not finite in 12.5%"]),
         ({"layer2.0.bn1.running_var": torch.full((8,), -1.0)}, ["negative variances"]),
         ({"layer2.0.bn1.weight": torch.ones(8, dtype=torch.long)}, ["no floating-point numbers"]),
         (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medssl.config import EncoderConfig
+from medssl.config import EncoderConfig, validate
 from medssl.model.encoder import Encoder
 from medssl.model.networks import BOTTLENECK_LAYERS, ProjectionHead, build_encoder
 from medssl.model.published.bit_forms import BIT_FORMS
@@ -84,7 +84,7 @@ def convert(
     config = _config(checkpoint, chosen, path.name, depth=depth, width=width)
     if input_mean is not None or input_std is not None:
         own = {"input_mean": tuple(input_mean or ()), "input_std": tuple(input_std or ())}
-        config = EncoderConfig.model_validate({**config.dump(), **own})
+        config = validate(EncoderConfig, {**config.dump(), **own}, path.name)
     names = chosen.names(config)
     with torch.device("meta"):
         encoder = build_encoder(config, image_channels=config.input_channels or 3)
@@ -134,7 +134,7 @@ def _config(checkpoint: Checkpoint, form: Form, where: str, *, depth: int | None
     stem = next(iter(form.names(config).values()))
     if stem not in checkpoint.tensors:
         raise WeightsError(
-            f"{where}: {stem} is missing; found {examples(sorted(checkpoint.tensors))}; is --format right?"
+            f"{where}: {stem} is missing; found {examples(sorted(checkpoint.tensors))}; is --format {form.name} right?"
         )
     shape = _as_ours(checkpoint.tensors[stem].shape, form)
     if len(shape) != 4 or shape[2:] != (STEM_KERNEL, STEM_KERNEL):

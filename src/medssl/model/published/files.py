@@ -7,6 +7,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from medssl.model.published import bundle
@@ -22,7 +23,7 @@ from medssl.model.published.stored import MAX_FILE_BYTES, Checkpoint, Stored, We
 from medssl.store import file_digest
 
 MAX_PICKLE_BYTES = 64 * 2**20  # of the names and shapes in torch's zip file; the values lie beside it
-MAX_DEPTH = 8  # of dictionaries in dictionaries
+_STATE = "state_dict"
 _SAFETENSORS_TYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -64,32 +65,39 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _open_safetensors(path: Path) -> Checkpoint:
+@contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    """Within, whatever a library's parser raises means a damaged file: how they fail on one is not documented."""
     try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).replace(str(path), path.name)[:160]
+        raise WeightsError(f"{path.name}: damaged or cut short ({reason}); download it again") from None
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    with _telling_damage(path):
         file: Any = safe_open(path, framework="pt")
         tensors = {}
         for name in file.keys():  # noqa: SIM118 - the file is no mapping
             part = file.get_slice(name)
             dtype = _SAFETENSORS_TYPES.get(part.get_dtype())
             tensors[name] = Stored(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
-    except SafetensorError as error:
-        raise _damaged(path, error) from None
     return _as_checkpoint(tensors, path)
 
 
 def _open_npz(path: Path) -> Checkpoint:
     tensors = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in _members(archive, path):
-                if not member.filename.endswith(".npy"):
-                    raise WeightsError(f"{path.name}: holds {member.filename[:80]!r}; expected arrays (.npy) alone")
-                with archive.open(member) as file:
-                    shape, dtype = _npy_header(file, path, member)
-                read = partial(_read_npy, path, member.filename)
-                tensors[member.filename.removesuffix(".npy")] = Stored(shape, _torch_type(dtype), read)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+    with _telling_damage(path), zipfile.ZipFile(path) as archive:
+        for member in _members(archive, path):
+            if not member.filename.endswith(".npy"):
+                raise WeightsError(f"{path.name}: holds {member.filename[:80]!r}; expected arrays (.npy) alone")
+            with archive.open(member) as file:
+                shape, dtype = _npy_header(file, path, member)
+            read = partial(_read_npy, path, member.filename)
+            tensors[member.filename.removesuffix(".npy")] = Stored(shape, _torch_type(dtype), read)
     return _as_checkpoint(tensors, path)
 
 
@@ -119,11 +127,8 @@ def _npy_header(file: Any, path: Path, member: zipfile.ZipInfo) -> tuple[tuple[i
 
 
 def _read_npy(path: Path, name: str) -> Tensor:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            values: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise _damaged(path, error) from None
+    with _telling_damage(path), zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        values: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False)
     return torch.from_numpy(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False))
 
 
@@ -132,43 +137,53 @@ def _torch_type(dtype: "np.dtype[Any]") -> torch.dtype | None:
 
 
 def _open_torch(path: Path) -> Checkpoint:
-    try:
+    with _telling_damage(path):
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path)
+            wrong = archive.testzip()
         names = {member.filename.rsplit("/", 1)[-1]: member for member in members}
         if "constants.pkl" in names or "data.pkl" not in names:
             raise WeightsError(f"{path.name}: a TorchScript program or no file of torch's; {_RESAVE}")
         if names["data.pkl"].file_size > MAX_PICKLE_BYTES or any(m.compress_type for m in members):
             raise WeightsError(f"{path.name}: packed otherwise than torch packs; {_RESAVE}")
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path.name}: holds more than tensors, names and numbers, and what it holds could run code; {_RESAVE}"
-        ) from None
-    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError, TypeError, KeyError, IndexError) as error:
-        raise _damaged(path, error) from None
+        if wrong is not None:
+            raise WeightsError(f"{path.name}: {wrong[:80]!r} has another checksum than stated; download it again")
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            raise WeightsError(
+                f"{path.name}: holds more than tensors, names and numbers, and what it holds could run code; {_RESAVE}"
+            ) from None
     if not isinstance(held, Mapping):
         raise WeightsError(f"{path.name}: holds one {type(held).__name__}; expected tensors by name; {_RESAVE}")
     return _as_checkpoint(dict(_tensors_in(held)), path, beside=_beside(held))
 
 
-def _tensors_in(held: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Stored]]:
-    """All tensors of nested dictionaries; of one with a state dict, of that alone."""
-    if depth == 0 and isinstance(held.get("state_dict"), Mapping):
-        held, prefix = held["state_dict"], "state_dict."
-    for key, value in held.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
-            dtype = value.dtype if value.dtype.is_floating_point else None
-            yield name, Stored(tuple(value.shape), dtype, partial(value.detach().clone))
-        elif isinstance(value, Mapping) and depth < MAX_DEPTH:
-            yield from _tensors_in(value, f"{name}.", depth + 1)
+def _tensors_in(held: Mapping[Any, Any]) -> Iterator[tuple[str, Stored]]:
+    """All tensors of nested dictionaries; of one with a state dict, of that alone.
+
+    Each dictionary is entered once: one that holds itself several times would never end.
+    """
+    has_state = isinstance(held.get(_STATE), Mapping)
+    waiting = [(f"{_STATE}.", held[_STATE])] if has_state else [("", held)]
+    entered: set[int] = set()
+    while waiting:
+        prefix, part = waiting.pop()
+        entered.add(id(part))
+        for key, value in part.items():
+            if not isinstance(key, str):
+                continue
+            if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+                dtype = value.dtype if value.dtype.is_floating_point else None
+                yield f"{prefix}{key}", Stored(tuple(value.shape), dtype, partial(value.detach().clone))
+            elif isinstance(value, Mapping) and id(value) not in entered:
+                waiting.append((f"{prefix}{key}.", value))
 
 
 def _beside(held: Mapping[Any, Any]) -> tuple[str, ...]:
-    if not isinstance(held.get("state_dict"), Mapping):
+    if not isinstance(held.get(_STATE), Mapping):
         return ()
-    return tuple(sorted(str(key)[:80] for key in held if key != "state_dict"))
+    return tuple(sorted(key[:80] for key in held if isinstance(key, str) and key != _STATE))
 
 
 def _as_checkpoint(tensors: Mapping[str, Stored], path: Path, beside: tuple[str, ...] = ()) -> Checkpoint:
@@ -178,8 +193,3 @@ def _as_checkpoint(tensors: Mapping[str, Stored], path: Path, beside: tuple[str,
         {name.removeprefix("state_dict.") if is_wrapped else name: t for name, t in tensors.items()}, path.name
     )
     return Checkpoint(plain, {path.suffix: file_digest(path)}, is_wrapped, beside)
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = " ".join(str(error).split()).replace(str(path), path.name)[:160]
-    return WeightsError(f"{path.name}: damaged or cut short ({reason}); download it again")
