@@ -14,14 +14,16 @@ LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module with statistics and norms that differ everywhere, so that no two tensors can be exchanged."""
+    """The module with weights, statistics and norms that differ everywhere, and with output that follows its input."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if tensor.ndim == 1:
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + (0.5 if "bias" not in name else -0.5))
+            is_scale = name.endswith(("weight", "running_var"))
+            uniform = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(uniform + 0.5 if is_scale else 0.2 * uniform - 0.1)
         elif tensor.ndim:
             fan_in = tensor[0].numel()
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan_in**0.5)
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
     return module.eval()
 
 
@@ -254,6 +256,12 @@ def block(entries: Sequence[tuple[bytes, bytes]], *, interval: int = 16) -> byte
 
 def table(entries: Sequence[tuple[bytes, bytes]], *, per_block: int = 40, compression: int = 0) -> bytes:
     """A table of sorted entries."""
+    parts = [entries[at : at + per_block] for at in range(0, len(entries), per_block)]
+    return table_of([(part[-1][0], block(part)) for part in parts], compression=compression)
+
+
+def table_of(blocks: Sequence[tuple[bytes, bytes]], *, compression: int = 0) -> bytes:
+    """A table of blocks, each with its last key."""
     out, handles = bytearray(), []
 
     def add(content: bytes) -> bytes:
@@ -261,9 +269,8 @@ def table(entries: Sequence[tuple[bytes, bytes]], *, per_block: int = 40, compre
         out.extend(content + bytes([compression]) + struct.pack("<I", masked(content + bytes([compression]))))
         return handle
 
-    for at in range(0, len(entries), per_block):
-        part = entries[at : at + per_block]
-        handles.append((part[-1][0], add(block(part))))
+    for last_key, content in blocks:
+        handles.append((last_key, add(content)))
     meta = add(block([]))
     footer = meta + add(block(handles, interval=1))
     return bytes(out) + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)

@@ -30,6 +30,7 @@ from tests.model.published_sources import (
     simclr_variables,
     slow_crc32c,
     table,
+    table_of,
     varint,
     write_checkpoint,
 )
@@ -202,6 +203,9 @@ def _footer(meta: bytes, index: bytes) -> bytes:
     return (meta + index).ljust(40, b"\0") + struct.pack("<Q", sstable.MAGIC)
 
 
+END = struct.pack("<II", 0, 1)  # of a block: where its first key begins, and that it is the only whole one
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -211,6 +215,10 @@ def _footer(meta: bytes, index: bytes) -> bytes:
         (_footer(varint(0) * 2, varint(0) + varint(2**63)), "lies outside the file"),
         (_footer(b"\xff" * 11, b""), "runs over the end"),
         (table([(b"", field(1, 1))], compression=1), "compressed (Snappy)"),
+        (table_of([(b"a", varint(5) + varint(1) + varint(0) + b"a" + END)]), "a key of the index runs over its block"),
+        (table_of([(b"a", varint(0) + varint(9) + varint(0) + b"a" + END)]), "a key of the index runs over its block"),
+        (table_of([(b"a", varint(0) + varint(1) + varint(9) + b"a" + END)]), "a key of the index runs over its block"),
+        (table_of([(b"a", struct.pack("<I", 1000))]), "is shorter than it states"),
         (table([(b"", field(1, 0))]), "states 0 files of values"),
         (table([(b"", field(1, 10**9))]), "states 1000000000 files"),
         (table([(b"", field(1, 1) + field(2, 1))]), "big-endian"),
