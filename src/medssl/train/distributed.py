@@ -62,7 +62,9 @@ class Ranks:
         else:
             module = synchronised(module, self.group)
             devices = None
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def weight_of(self, count: Tensor) -> Tensor:
         """Factor by which a mean over `count` terms of this rank enters the mean over the terms of all ranks.

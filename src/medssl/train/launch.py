@@ -22,7 +22,7 @@ GRACE_S = 60.0  # for a worker to save its state after SIGTERM
 
 
 def num_processes() -> int:
-    """Processes of one training task; results depend on it, since batch norm sees each process's share on CPUs."""
+    """Processes of one training task; results depend on it by rounding only."""
     return int(os.environ.get(PROCESSES_VARIABLE, "1"))
 
 
