@@ -40,11 +40,14 @@ class Ranks:
 
     @torch.no_grad()
     def gather(self, z_ND: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, (W·N, D), without gradients; every rank has equally many."""
+        """Rows of all ranks in rank order, (W·N, D), to be measured: no gradient leads back to a rank.
+
+        Every rank has equally many. One alone gets `z_ND` itself.
+        """
         if self.world_size == 1:
-            return z_ND.detach()
+            return z_ND
         gathered = z_ND.new_empty(self.world_size * len(z_ND), *z_ND.shape[1:])
-        dist.all_gather_single(gathered, z_ND.detach().contiguous())
+        dist.all_gather_single(gathered, z_ND.contiguous())
         return gathered
 
     def wrap(self, module: nn.Module) -> nn.Module:
