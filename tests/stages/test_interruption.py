@@ -81,7 +81,7 @@ class Stage:
         return int(begun[1]), code != 0
 
     def kill_all(self) -> None:
-        """Kill every process that works on this store at once, as the end of a pod does (torchrun's have own groups)."""
+        """Kill every process that works on this store at once, as the end of a pod does; torchrun has groups of its own."""
         mark = f"{STORE_VARIABLE}={self.store}".encode()
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
         own = [pid for pid in pids if mark in environ(pid).split(b"\0")]

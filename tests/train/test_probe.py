@@ -158,7 +158,7 @@ def test_representations_that_coincide_give_the_prevalence() -> None:
 
 
 def test_a_case_is_the_mean_of_its_images() -> None:
-    pixels = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (5, 4, 4, 1), dtype=torch.uint8)
     sample = Sample(pixels, torch.tensor([1, 0, 1, 1, 0]), torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool))
     found = represent(nn.Flatten(), sample, precision="float32", device=CPU)
     flat = pixels.flatten(1).double() / 255

@@ -286,7 +286,7 @@ def test_an_interrupted_pretraining_in_micro_batches_and_bf16_ends_with_the_same
     whole, broken = (pretrain_job(data, f"{name}-micro", **settings) for name in ("whole", "broken"))
     pretrain(whole, ALONE)
     with monkeypatch.context() as patch:
-        interrupt(patch, after_calls=7, how=crash)
+        interrupt(patch, after_calls=4, how=crash)
         with pytest.raises(KeyboardInterrupt):
             pretrain(broken, ALONE)
     pretrain(broken, ALONE)

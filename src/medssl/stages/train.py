@@ -476,12 +476,13 @@ def _initial(
         raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
     else:
         checkpoint, catalog = _from_catalog(store, name, catalog_uri)
-    found = {"encoder": checkpoint.summary["encoder"], "channels": checkpoint.summary["channels"]}
-    expected = {"encoder": encoder.dump(), "channels": channels}
+    made_with = checkpoint.summary["encoder"]
+    found = {**made_with, "input_channels": made_with["input_channels"] or checkpoint.summary["channels"]}
+    expected = {**encoder.dump(), "input_channels": encoder.input_channels or channels}
     if found != expected:
         raise BadInputError(
             f"weights {name} are of another network: found {found}, expected {expected}; give encoders the settings "
-            "that the weights were made with, and shards.channels their number of channels"
+            "that the weights were made with; grey images are repeated for input_channels: 3"
         )
     return checkpoint, catalog
 

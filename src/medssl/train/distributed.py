@@ -40,11 +40,14 @@ class Ranks:
 
     @torch.no_grad()
     def gather(self, z_ND: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, (W·N, D), without gradients; every rank has equally many."""
+        """Rows of all ranks in rank order, (W·N, D), to be measured: no gradient leads back to a rank.
+
+        Every rank has equally many. One alone gets `z_ND` itself.
+        """
         if self.world_size == 1:
-            return z_ND.detach()
+            return z_ND
         gathered = z_ND.new_empty(self.world_size * len(z_ND), *z_ND.shape[1:])
-        dist.all_gather_single(gathered, z_ND.detach().contiguous())
+        dist.all_gather_single(gathered, z_ND.contiguous())
         return gathered
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -62,7 +65,9 @@ class Ranks:
         else:
             module = synchronised(module, self.group)
             devices = None
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def weight_of(self, count: Tensor) -> Tensor:
         """Factor by which a mean over `count` terms of this rank enters the mean over the terms of all ranks.

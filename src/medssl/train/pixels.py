@@ -100,7 +100,7 @@ def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, targ
 
 @intrinsic
 def _borrowed(typing_context: Any, array: Any) -> Any:
-    """The array without its owner, who must outlive it: to slice it counts no references, which costs as a line does."""
+    """The array without its owner, who must outlive it: to slice it then counts no references, a line's cost each."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         made = context.make_array(array)(context, builder, arguments[0])
