@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medssl import layout
 from medssl.__main__ import main
 from medssl.config import load_study
+from medssl.model.networks import build_encoder
 from medssl.stages import data
 from medssl.store import STORE_VARIABLE, Store
 from medssl.train.checkpoint import load_state
@@ -81,7 +83,7 @@ class Stage:
         return int(begun[1]), code != 0
 
     def kill_all(self) -> None:
-        """Kill every process that works on this store at once, as the end of a pod does; torchrun has groups of its own."""
+        """Kill every process that works on this store at once, as a pod ends; torchrun has groups of its own."""
         mark = f"{STORE_VARIABLE}={self.store}".encode()
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
         own = [pid for pid in pids if mark in environ(pid).split(b"\0")]
@@ -154,15 +156,20 @@ def test_twenty_kills_leave_the_weights_as_they_would_have_been(tmp_path: Path) 
 
 
 def test_a_stopped_run_of_two_processes_goes_on_in_one_with_the_same_batches(tmp_path: Path) -> None:
-    """Other processes sum in another order, which LARS and batch norm carry on: close, and not equal."""
-    prepared = prepare(tmp_path, "pretraining.simclr.num_steps=40", "pretraining.simclr.learning_rate=0.1")
+    """Up to rounding, which training amplifies: little against what other batches would change."""
+    prepared = prepare(tmp_path, "pretraining.simclr.num_steps=40", "pretraining.simclr.learning_rate=0.001")
     whole = prepared.copy(tmp_path / "whole").finish()
     broken = prepared.copy(tmp_path / "broken")
     began, is_stopped = broken.kill(after_s=0, how=signal.SIGTERM, MEDSSL_PROCESSES="2")
     assert (began, is_stopped) == (0, True)
     assert 0 < broken.saved_step() < 40
     resumed = broken.finish(MEDSSL_PROCESSES="1")
-    for name, tensor in whole.items():
-        assert (resumed[name].double() - tensor.double()).abs().max() <= 1e-3 * max(1.0, float(tensor.abs().max())), (
-            name
-        )
+    torch.manual_seed(0)
+    study = load_study(TINY)
+    initial = build_encoder(study.encoders["resnet18-eighth"], image_channels=1).state_dict()
+    trained = [name for name in whole if name.endswith(("weight", "bias"))]
+    change, difference = (
+        sum(float((weights[name] - other[name]).square().sum()) for name in trained) ** 0.5
+        for weights, other in ((whole, initial), (resumed, whole))
+    )
+    assert 0 < difference < 0.01 * change
