@@ -3,12 +3,14 @@
     .venv/bin/python -m benchmarks.loader
 
 Ours reads shards with two threads; lightly's SimCLRTransform runs in torch's DataLoader with two processes, over single
-files of the same bytes. A figure is the time of an epoch, from asking for its first batch to having its last as floats
-on the CPU, divided by its images. Ours is measured once more with all images decoded before. One JSON line comes last.
+files of the same bytes. Memory is allocated as in training, for both. A figure is the time of an epoch, from asking for
+its first batch to having its last as floats on the CPU, divided by its images. Ours is measured once more with all
+images decoded before. One JSON line comes last.
 """
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +30,7 @@ from medssl.config import PretrainRun, ShardConfig
 from medssl.data import shards
 from medssl.shardset import Cohort, ShardSet
 from medssl.train.distributed import Ranks
+from medssl.train.launch import ALLOCATOR
 from medssl.train.loader import Images
 from medssl.train.pretrain import Pairs, next_views
 
@@ -106,6 +109,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="256 images, 3 repeats")
     options = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):  # read when a process starts
+        command = [sys.executable, "-m", "benchmarks.loader", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ALLOCATOR)
     num_images, repeats = (256, 3) if options.quick else (1024, options.repeats)
     os.environ["MEDSSL_LOADER_THREADS"] = str(NUM_WORKERS)
     torch.set_num_threads(1)

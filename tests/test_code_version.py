@@ -70,6 +70,7 @@ def with_dataset(stages: set[str]) -> set[str]:
         ("data/generated.py", set()),
         ("train/pretrain.py", {"pretrain"}),
         ("train/finetune.py", TRAINING - {"pretrain"}),
+        ("train/probe.py", set()),
         ("train/predict.py", {"predict"}),
         ("train/launch.py", TRAINING),
         ("model/networks.py", TRAINING),

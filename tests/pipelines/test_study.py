@@ -279,6 +279,14 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
     assert len(more_items) == len(items) + 1
 
 
+def test_pretraining_is_told_the_task_for_its_probe_alone() -> None:
+    (probed,) = make_plan(load_study(DEMO)).simclr
+    assert probed["task"] == load_study(DEMO).task.dump()
+    overrides = ["pretraining.simclr.probe=false", "task.uncertain=u_ones"]
+    (unprobed,) = make_plan(load_study(DEMO, overrides)).simclr
+    assert "task" not in unprobed
+
+
 def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
     stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
     assert stages == set(STAGES) - {"prepare_dataset"}  # the demo has no external set

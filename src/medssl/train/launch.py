@@ -19,6 +19,9 @@ from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE, 
 PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
 THREADS_VARIABLE = "MEDSSL_THREADS"
 PARALLEL_TASKS_VARIABLE = "MEDSSL_PARALLEL_TASKS"
+# The allocator keeps freed memory of any size for the next step instead of giving it back to the system, whose new pages
+# cost a training step on a CPU a seventh of its time; the peak of memory grows by some percent.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 GRACE_S = 60.0  # for a worker to save its state after SIGTERM
 
 
@@ -56,6 +59,7 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
         # Threads that wait give their core away soon: under any other load, long busy waiting more than doubles the
         # time of a step, while on an idle machine this short one costs nothing.
         "GOMP_SPINCOUNT": "10000",
+        **ALLOCATOR,
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         LOADER_THREADS_VARIABLE: str(loader_threads(sharing)),
