@@ -19,8 +19,8 @@ from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE, 
 PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
 THREADS_VARIABLE = "MEDSSL_THREADS"
 PARALLEL_TASKS_VARIABLE = "MEDSSL_PARALLEL_TASKS"
-# The allocator keeps freed memory of any size for the next step instead of giving it back to the system, whose new pages
-# cost a training step on a CPU a seventh of its time; the peak of memory grows by some percent.
+# The allocator keeps freed memory of any size for the next step instead of giving it back to the system, whose new
+# pages cost a training step on a CPU a seventh of its time; the peak of memory grows by some percent.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 GRACE_S = 60.0  # for a worker to save its state after SIGTERM
 
