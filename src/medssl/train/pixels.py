@@ -32,7 +32,7 @@ LUMA = (np.float32(0.2989), np.float32(0.5870), np.float32(0.1140))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # A blur's kernel spans a tenth of the side (SimCLR's code).
 BLUR_SIDE_SHARE = 10
-# Weights of a blur below this share of the middle one are left out: together below a hundredth of an intensity.
+# Weights of a blur below this share of the middle one are left out: together they change no intensity by a twentieth.
 BLUR_NEGLIGIBLE = 1e-4
 # The parameter of cubic convolution: torch's for views, Pillow's and torch's for antialiased resizing.
 CUBIC, ANTIALIASED_CUBIC = -0.75, -0.5
@@ -42,7 +42,7 @@ A = np.float32(CUBIC)
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
 # Source pixels beyond the edge that a sample within the fading margin can read.
 MARGIN = 3
-STRIP = 64  # columns; 190 kB an intermediate at 224 pixels and three channels
+STRIP = 240  # numbers of a line of a strip; 220 kB at 224 pixels
 BLOCK = 16  # side of the squares that a transposition moves at once
 
 WORD = ir.IntType(64)
@@ -69,6 +69,12 @@ def _address(context: Any, builder: Any, vector: ir.Type, data: Any, items: Any)
 
 def _constants(numbers: Sequence[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), list(numbers))
+
+
+def _splat(context: Any, builder: Any, data: Any, item: Any, count: int) -> Any:
+    """A vector of `count` times the float that is item `item` of `data`."""
+    one = builder.load(_address(context, builder, ir.VectorType(ir.FloatType(), 1), data, item), align=4)
+    return builder.shuffle_vector(one, one, _constants([0] * count))
 
 
 @intrinsic
@@ -100,7 +106,7 @@ def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, targ
 
 @intrinsic
 def _borrowed(typing_context: Any, array: Any) -> Any:
-    """The array without its owner, who must outlive it: to slice it counts no references, which costs as a line does."""
+    """The array without its owner, who must outlive it: slices count no references, which costs as much as a line."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         made = context.make_array(array)(context, builder, arguments[0])
@@ -109,6 +115,47 @@ def _borrowed(typing_context: Any, array: Any) -> Any:
         return made._getvalue()
 
     return array(array), generate
+
+
+@intrinsic
+def _spread_block(
+    typing_context: Any, source: Any, at: Any, stride: Any, weight_R: Any, radius: Any, target: Any, to: Any
+) -> Any:
+    """Weighted sums of 2 BLOCK items and their neighbours at multiples of `stride` on both sides, in registers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, at_, stride_, weight_R_, radius_, target_, to_ = arguments
+        vector = ir.VectorType(ir.FloatType(), BLOCK)
+        read, weights, written = (
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in ((source, source_), (weight_R, weight_R_), (target, target_))
+        )
+
+        def items(first: Any, half: int) -> Any:
+            place = builder.add(first, WORD(half * BLOCK))
+            return builder.load(_address(context, builder, vector, read, place), align=4)
+
+        sums = [
+            cgutils.alloca_once_value(
+                builder, builder.fmul(items(at_, k), _splat(context, builder, weights, WORD(0), BLOCK))
+            )
+            for k in (0, 1)
+        ]
+        with cgutils.for_range(builder, radius_) as loop:
+            distance = builder.add(loop.index, WORD(1))
+            weight = _splat(context, builder, weights, distance, BLOCK)
+            step = builder.mul(distance, stride_)
+            for k in (0, 1):
+                pair = builder.fadd(items(builder.sub(at_, step), k), items(builder.add(at_, step), k))
+                part = builder.fmul(pair, weight, flags=["fast"])
+                builder.store(builder.fadd(builder.load(sums[k]), part, flags=["fast"]), sums[k])
+        for k in (0, 1):
+            place = builder.add(to_, WORD(k * BLOCK))
+            builder.store(builder.load(sums[k]), _address(context, builder, vector, written, place), align=4)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(source, whole, whole, weight_R, whole, target, whole), generate
 
 
 def _window(num_channels: int) -> Any:
@@ -122,28 +169,24 @@ def _window(num_channels: int) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source_, start_, width_, weight_8S_, column_ = arguments
-            row, quad = ir.VectorType(ir.FloatType(), num_items), ir.VectorType(ir.FloatType(), 4)
+            row = ir.VectorType(ir.FloatType(), num_items)
             pixels = context.make_array(source)(context, builder, source_).data
             weights = context.make_array(weight_8S)(context, builder, weight_8S_)
             size = builder.extract_value(weights.shape, 1)
 
-            def splat(k: int, of: ir.VectorType) -> Any:
-                items = builder.add(builder.mul(size, WORD(k)), column_)
-                one = builder.load(
-                    _address(context, builder, ir.VectorType(ir.FloatType(), 1), weights.data, items), align=4
-                )
-                return builder.shuffle_vector(one, one, _constants([0] * of.count))
+            def splat(k: int, count: int) -> Any:
+                return _splat(context, builder, weights.data, builder.add(builder.mul(size, WORD(k)), column_), count)
 
             total, at = None, start_
             for k in range(4):
                 line = builder.load(_address(context, builder, row, pixels, at), align=4)
-                part = builder.fmul(line, splat(4 + k, row), flags=["fast"])
+                part = builder.fmul(line, splat(4 + k, num_items), flags=["fast"])
                 total = part if total is None else builder.fadd(total, part, flags=["fast"])
                 at = builder.add(at, width_)
             mixed = None
             for k in range(4):
                 pixel = builder.shuffle_vector(total, total, _constants([k * num_channels + c for c in range(4)]))
-                part = builder.fmul(pixel, splat(k, quad), flags=["fast"])
+                part = builder.fmul(pixel, splat(k, 4), flags=["fast"])
                 mixed = part if mixed is None else builder.fadd(mixed, part, flags=["fast"])
             values = [builder.extract_element(mixed, ir.IntType(32)(c)) for c in range(num_channels)]
             return context.make_tuple(builder, result, values)
@@ -286,8 +329,9 @@ def _separable(
     In strips of columns, so that what lies between the two sums stays in the cache.
     """
     size, num_channels, num_taps = columns_SCS.shape[0], columns_SCS.shape[1], x_SK.shape[1]
-    for begin in range(0, size, STRIP):
-        end = min(begin + STRIP, size)
+    num_strips = -(-size * num_channels // STRIP)
+    for strip in range(num_strips):
+        begin, end = strip * size // num_strips, (strip + 1) * size // num_strips
         low = min(x_S[begin], x_S[end - 1])
         width = (max(x_S[begin], x_S[end - 1]) + num_taps - low) * num_channels
         turned = scratch[: width * size].reshape(width, size)
@@ -340,19 +384,25 @@ def _turned(
     for y in range(low_y, high_y):
         at = (y - low_y) * width
         _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
-    start_S, fade_S = np.empty(size, np.int64), np.empty(size, np.float32)
     num = (high_y - low_y) * width + BLOCK
     weight_8S = scratch[num : num + 8 * size].reshape(8, size)  # four along x, four along y
+    start_S, fade_S = np.empty(size, np.int32), np.empty(size, np.float32)
+    # Positions in single precision, from a whole pixel near the column's first: exact to 1e-4 pixels.
+    step_x, step_y = np.float32(map_23[0, 1]), np.float32(map_23[1, 1])
     for i in range(size):
-        first_x, first_y = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
+        x_0, y_0 = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
+        whole_x, whole_y = int(np.floor(x_0)), int(np.floor(y_0))
+        part_x, part_y = np.float32(x_0 - whole_x), np.float32(y_0 - whole_y)
+        end_x, end_y = np.float32(num_x - whole_x), np.float32(num_y - whole_y)
+        first = np.int32((whole_y - 1 - low_y) * width + (whole_x - 1 - low_x) * num_channels)
         for j in range(size):
-            x, y = first_x + map_23[0, 1] * j, first_y + map_23[1, 1] * j
-            fade_x = min(max(min(x + 1.5, num_x + 0.5 - x), 0.0), 1.0)
-            fade_y = min(max(min(y + 1.5, num_y + 0.5 - y), 0.0), 1.0)
-            fade_S[j] = np.float32(fade_x * fade_y)
+            x, y = part_x + step_x * np.float32(j), part_y + step_y * np.float32(j)
+            fade_x = min(max(min(x + np.float32(whole_x + 1.5), end_x + HALF - x), ZERO), ONE)
+            fade_y = min(max(min(y + np.float32(whole_y + 1.5), end_y + HALF - y), ZERO), ONE)
+            fade_S[j] = fade_x * fade_y
             base_x, base_y = np.floor(x), np.floor(y)
-            weight_8S[0, j], weight_8S[4, j] = np.float32(x - base_x), np.float32(y - base_y)
-            start_S[j] = (int(base_y) - 1 - low_y) * width + (int(base_x) - 1 - low_x) * num_channels
+            weight_8S[0, j], weight_8S[4, j] = x - base_x, y - base_y
+            start_S[j] = first + np.int32(base_y) * np.int32(width) + np.int32(base_x) * np.int32(num_channels)
         _weights_between(weight_8S[:4], is_bicubic)
         _weights_between(weight_8S[4:], is_bicubic)
         column_CS = columns_SCS[i]
@@ -490,11 +540,10 @@ def _stretch(line: Floats, factor: float, shift: float) -> None:
 
 
 @compiled
-def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
-    """Luma in all three channels."""
+def _to_gray(red: Floats, green: Floats, blue: Floats, gray: Floats) -> None:
+    """Luma."""
     for i in range(len(red)):
-        luma = min(LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i], WHITE)
-        red[i] = green[i] = blue[i] = luma
+        gray[i] = LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i]
 
 
 @compiled
@@ -550,18 +599,38 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 
 
 @compiled
+def _fill(line: Floats, value: float) -> None:
+    for i in range(len(line)):
+        line[i] = value
+
+
+@compiled
 def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
-    """Write the weights of distances 0 to the radius that is returned, a multiple of 3 of which the last may be 0."""
+    """Write the weights of distances 0 to the radius that is returned; with their mirror images they sum to 1."""
     radius = size // BLUR_SIDE_SHARE // 2
+    while radius > 0 and np.exp(-(radius**2) / (2 * sigma**2)) < BLUR_NEGLIGIBLE:
+        radius -= 1
     total = 1.0
     for k in range(1, radius + 1):
         total += 2 * np.exp(-(k**2) / (2 * sigma**2))
-    used = 0
-    for k in range(len(weight_R)):
-        weight = np.exp(-(k**2) / (2 * sigma**2)) if k <= radius else 0.0
-        weight_R[k] = np.float32(weight / total) if weight > BLUR_NEGLIGIBLE else ZERO
-        used = k if weight > BLUR_NEGLIGIBLE else used
-    return 3 * -(-used // 3)
+    for k in range(radius + 1):
+        weight_R[k] = np.float32(np.exp(-(k**2) / (2 * sigma**2)) / total)
+    return radius
+
+
+@compiled
+def _spread(
+    source: Floats, at: int, stride: int, weight_R: Floats, radius: int, target: Floats, to: int, num: int
+) -> None:
+    """Weighted sums of `num` items from `at` on and their neighbours, `stride` apart."""
+    full = num - num % (2 * BLOCK)
+    for i in range(0, full, 2 * BLOCK):
+        _spread_block(source, at + i, stride, weight_R, radius, target, to + i)
+    for i in range(full, num):
+        total = weight_R[0] * source[at + i]
+        for k in range(1, radius + 1):
+            total += weight_R[k] * (source[at + i - k * stride] + source[at + i + k * stride])
+        target[to + i] = total
 
 
 @compiled
@@ -572,71 +641,38 @@ def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
     """
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
     width = num_channels * size
-    weight_R = scratch[: size + 3]
+    weight_R, rest = scratch[:size], scratch[size:]
     radius = _blur_weights(size, sigma, weight_R)
-    padded = scratch[2 * size :][: size + 2 * radius]
-    for i in range(radius):
-        padded[i] = padded[size + radius + i] = ZERO
-    for x in range(size):
-        for channel in range(num_channels):
-            line = columns_SCS[x, channel]
-            for y in range(size):
-                padded[radius + y] = line[y]
-                line[y] *= weight_R[0]
-            for k in range(1, radius, 3):
-                low, high = padded[radius - k - 2 :], padded[radius + k :]
-                _add_pairs(low[2:], high, low[1:], high[1:], low, high[2:], weight_R[k : k + 3], line)
-    # The columns on the left as they were, a ring; behind it nothing.
-    flat, num_kept = columns_SCS.reshape(size, width), radius + 1
-    kept = scratch[2 * size :][: (num_kept + 1) * width].reshape(num_kept + 1, width)
-    for k in range(num_kept + 1):
-        for y in range(width):
-            kept[k, y] = ZERO
-    nothing = kept[num_kept]
-    for x in range(size):
-        own, column = kept[x % num_kept], flat[x]
-        for y in range(width):
-            own[y] = column[y]
-            column[y] *= weight_R[0]
-        for k in range(1, radius, 3):
-            a, b, c = kept[(x - k) % num_kept], kept[(x - k - 1) % num_kept], kept[(x - k - 2) % num_kept]
-            right_a = flat[x + k] if x + k < size else nothing
-            right_b = flat[x + k + 1] if x + k + 1 < size else nothing
-            right_c = flat[x + k + 2] if x + k + 2 < size else nothing
-            _add_pairs(a, right_a, b, right_b, c, right_c, weight_R[k : k + 3], column)
-
-
-@compiled
-def _add_pairs(
-    left_a: Floats,
-    right_a: Floats,
-    left_b: Floats,
-    right_b: Floats,
-    left_c: Floats,
-    right_c: Floats,
-    weight_3: Floats,
-    line: Floats,
-) -> None:
-    """Add three pairs of neighbours, each with its weight."""
-    u, v, w = weight_3[0], weight_3[1], weight_3[2]
-    for i in range(len(line)):
-        line[i] += u * (left_a[i] + right_a[i]) + v * (left_b[i] + right_b[i]) + w * (left_c[i] + right_c[i])
+    line, rest = rest[: size + 2 * radius], rest[size + 2 * radius :]
+    _fill(line[:radius], ZERO)
+    _fill(line[size + radius :], ZERO)
+    margin, num = radius * width, size * width
+    wide, flat = rest[: num + 2 * margin], columns_SCS.reshape(num)
+    _fill(wide[:margin], ZERO)
+    _fill(wide[margin + num :], ZERO)
+    for begin in range(0, num, size):
+        own, middle = flat[begin : begin + size], line[radius : radius + size]
+        for i in range(size):
+            middle[i] = own[i]
+        _spread(line, radius, 1, weight_R, radius, wide, margin + begin, size)
+    for begin in range(0, num, width):
+        _spread(wide, margin + begin, width, weight_R, radius, flat, begin, width)
 
 
 # Views
 
 
 @compiled
-def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
-    """Clip, round to whole intensities, and from columns to rows."""
-    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+def _finish(columns_SPS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
+    """Clip, round to whole intensities, and from columns to rows; one plane is repeated for all channels."""
+    size, num_planes, num_channels = columns_SPS.shape[0], columns_SPS.shape[1], out_SSC.shape[2]
     num_lines = size * num_channels
     lines = scratch.view(np.uint8)[: num_lines * size].reshape(num_lines, size)
-    flat = columns_SCS.reshape(num_lines, size)
-    for k in range(num_lines):
-        line, source = lines[k], flat[k]
-        for i in range(size):
-            line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
+    for x in range(size):
+        for channel in range(num_channels):
+            line, source = lines[x * num_channels + channel], columns_SPS[x, channel % num_planes]
+            for i in range(size):
+                line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
     _transpose(lines, out_SSC.reshape(size, num_lines))
 
 
@@ -687,9 +723,11 @@ def view(
         _shift_and_stretch(columns_SCS, jitter_4)
     elif is_jittered:
         _change(columns_SCS, order_4, jitter_4)
-    if is_gray and num_channels == 3:
+    if is_gray and num_channels == 3:  # the rest is done once for the three
+        gray_S1S, rest = rest[: size * size].reshape(size, 1, size), rest[size * size :]
         for x in range(size):
-            _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2])
+            _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2], gray_S1S[x, 0])
+        columns_SCS = gray_S1S
     if blur_sigma > 0:
         _blur(columns_SCS, blur_sigma, rest)
     _finish(columns_SCS, out_SSC, rest)
@@ -704,7 +742,7 @@ def scratch(height: int, width: int, channels: int, size_px: int) -> Floats:
     Only what a view touches is ever backed by real memory.
     """
     num_taps = 4 * (max(height, width) // size_px + 3)
-    num = 2 * size_px * size_px * channels
+    num = 3 * size_px * size_px * channels + size_px
     num += (2 * size_px + num_taps) * (width + 2 * num_taps) * channels
     num += (height + 4 * MARGIN) * (width + 4 * MARGIN) * channels + BLOCK
     if getattr(_own, "scratch", np.empty(0)).size < num:
