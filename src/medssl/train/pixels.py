@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -26,6 +26,7 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Real = Any  # a number of either precision: a kernel is compiled for what it gets
 
 # ITU-R BT.601 luma as in tf.image.rgb_to_grayscale.
 LUMA = (np.float32(0.2989), np.float32(0.5870), np.float32(0.1140))
@@ -42,7 +43,8 @@ A = np.float32(CUBIC)
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
 # Source pixels beyond the edge that a sample within the fading margin can read.
 MARGIN = 3
-STRIP = 240  # numbers of a line of a strip; 220 kB at 224 pixels
+FAR = np.float32(1e6)  # beyond every intermediate value
+SLACK = 0.01  # pixels; more than the error of a position in single precision
 BLOCK = 16  # side of the squares that a transposition moves at once
 
 WORD = ir.IntType(64)
@@ -55,6 +57,11 @@ def compiled(kernel: _Kernel) -> _Kernel:
     with contextlib.suppress(RuntimeError):  # no such folder
         compiled.enable_caching()
     return cast(_Kernel, compiled)
+
+
+def _instruction(generator: _Kernel) -> Callable[..., Any]:
+    """What `generator` writes, callable from kernels without its first argument."""
+    return cast(Callable[..., Any], intrinsic(generator))
 
 
 # What follows is written in LLVM's own terms because its optimiser does not find these shuffles by itself.
@@ -77,7 +84,7 @@ def _splat(context: Any, builder: Any, data: Any, item: Any, count: int) -> Any:
     return builder.shuffle_vector(one, one, _constants([0] * count))
 
 
-@intrinsic
+@_instruction
 def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, target: Any, to: Any, height: Any) -> Any:
     """Transpose BLOCK x BLOCK items from item `at` on, rows of `width`, to item `to` on, rows of `height`."""
 
@@ -104,20 +111,20 @@ def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, targ
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
-@intrinsic
+@_instruction
 def _borrowed(typing_context: Any, array: Any) -> Any:
     """The array without its owner, who must outlive it: slices count no references, which costs as much as a line."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         made = context.make_array(array)(context, builder, arguments[0])
-        made.meminfo = cgutils.get_null_value(made.meminfo.type)
-        made.parent = cgutils.get_null_value(made.parent.type)
+        made.meminfo = ir.Constant(made.meminfo.type, None)
+        made.parent = ir.Constant(made.parent.type, None)
         return made._getvalue()
 
     return array(array), generate
 
 
-@intrinsic
+@_instruction
 def _spread_block(
     typing_context: Any, source: Any, at: Any, stride: Any, weight_R: Any, radius: Any, target: Any, to: Any
 ) -> Any:
@@ -136,7 +143,7 @@ def _spread_block(
             return builder.load(_address(context, builder, vector, read, place), align=4)
 
         sums = [
-            cgutils.alloca_once_value(
+            cgutils.alloca_once_value(  # type: ignore[no-untyped-call]
                 builder, builder.fmul(items(at_, k), _splat(context, builder, weights, WORD(0), BLOCK))
             )
             for k in (0, 1)
@@ -162,10 +169,10 @@ def _window(num_channels: int) -> Any:
     """Make the weighted sum of 4 x 4 pixels of `num_channels`: all channels of a row of pixels share a register."""
     num_items = 4 if num_channels == 1 else 16  # of which the last four are not used
 
-    @intrinsic
+    @_instruction
     def window(typing_context: Any, source: Any, start: Any, width: Any, weight_8S: Any, column: Any) -> Any:
         """Sum from item `start` on of lines `width` apart; weights along x, then y, in a column of `weight_8S`."""
-        result = types.UniTuple(types.float32, num_channels)
+        result = types.UniTuple(types.float32, num_channels)  # type: ignore[no-untyped-call]
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source_, start_, width_, weight_8S_, column_ = arguments
@@ -219,7 +226,7 @@ def _transpose(source: Any, target: Any) -> None:
 
 
 @compiled
-def _cubic(distance: float, a: float) -> float:
+def _cubic(distance: Real, a: Real) -> Real:
     """Keys' cubic convolution kernel (1981, eq. 15, with a free)."""
     x = abs(distance)
     if x <= 1:
@@ -228,7 +235,7 @@ def _cubic(distance: float, a: float) -> float:
 
 
 @compiled
-def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
+def _taps(first: Real, step: Real, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
     """Four weights of each sample at first + i * step, in pixels from the centre of pixel 0; start may be outside."""
     for i in range(len(start_S)):
         position = first + i * step
@@ -295,22 +302,29 @@ def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floa
 
 
 @compiled
-def _mix(lines: Floats, a: int, b: int, c: int, d: int, weight_4: Floats, is_first: bool, out: Floats) -> None:
-    """Weighted sum of four lines, added to `out` if it is not the first."""
+def _mix(
+    lines: Floats,
+    a: int,
+    b: int,
+    c: int,
+    d: int,
+    weight_4: Floats,
+    is_first: bool,
+    low: Real,
+    high: Real,
+    out: Floats,
+) -> None:
+    """Weighted sum of four lines, added to `out` if it is not the first, clipped."""
     u, v, w, x = weight_4[0], weight_4[1], weight_4[2], weight_4[3]
     line_a, line_b, line_c, line_d = lines[a], lines[b], lines[c], lines[d]
     if is_first:
         for i in range(len(out)):
-            out[i] = u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+            total = u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+            out[i] = min(max(total, low), high)
     else:
         for i in range(len(out)):
-            out[i] += u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
-
-
-@compiled
-def _clip(line: Floats) -> None:
-    for i in range(len(line)):
-        line[i] = min(max(line[i], ZERO), WHITE)
+            total = out[i] + u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+            out[i] = min(max(total, low), high)
 
 
 @compiled
@@ -324,28 +338,22 @@ def _separable(
     columns_SCS: Floats,
     scratch: Floats,
 ) -> None:
-    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped.
-
-    In strips of columns, so that what lies between the two sums stays in the cache.
-    """
+    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped."""
     size, num_channels, num_taps = columns_SCS.shape[0], columns_SCS.shape[1], x_SK.shape[1]
-    num_strips = -(-size * num_channels // STRIP)
-    for strip in range(num_strips):
-        begin, end = strip * size // num_strips, (strip + 1) * size // num_strips
-        low = min(x_S[begin], x_S[end - 1])
-        width = (max(x_S[begin], x_S[end - 1]) + num_taps - low) * num_channels
-        turned = scratch[: width * size].reshape(width, size)
-        rows = scratch[width * size : 2 * width * size].reshape(size, width)
-        _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * width * size :])
-        _transpose(rows, turned)
-        for x in range(begin, end):
-            for channel in range(num_channels):
-                out = columns_SCS[x, channel]
-                for k in range(0, num_taps, 4):
-                    a = (x_S[x] - low + k) * num_channels + channel
-                    b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
-                    _mix(turned, a, b, c, d, x_SK[x, k : k + 4], k == 0, out)
-                _clip(out)
+    low = min(x_S[0], x_S[size - 1])
+    width = (max(x_S[0], x_S[size - 1]) + num_taps - low) * num_channels
+    num = width * size
+    turned, rows = scratch[:num].reshape(width, size), scratch[num : 2 * num].reshape(size, width)
+    _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * num :])
+    _transpose(rows, turned)
+    for x in range(size):
+        for channel in range(num_channels):
+            out = columns_SCS[x, channel]
+            for k in range(0, num_taps, 4):
+                a = (x_S[x] - low + k) * num_channels + channel
+                b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
+                bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
+                _mix(turned, a, b, c, d, x_SK[x, k : k + 4], k == 0, bounds[0], bounds[1], out)
 
 
 @compiled
@@ -367,7 +375,7 @@ def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, 
         for k in range(0, num_taps, 4):
             at = y_S[y] + k
             a, b, c, d = at & last, (at + 1) & last, (at + 2) & last, (at + 3) & last
-            _mix(lines, a, b, c, d, y_SK[y, k : k + 4], k == 0, rows[y])
+            _mix(lines, a, b, c, d, y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
 
 
 @compiled
@@ -381,9 +389,9 @@ def _turned(
     low_x, high_x = _span(map_23[0, 0] * last, map_23[0, 1] * last, map_23[0, 2], num_x)
     low_y, high_y = _span(map_23[1, 0] * last, map_23[1, 1] * last, map_23[1, 2], num_y)
     width = (high_x - low_x) * num_channels
-    for y in range(low_y, high_y):
-        at = (y - low_y) * width
-        _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
+    for row in range(low_y, high_y):
+        begin = (row - low_y) * width
+        _load(image_HWC, block, row, low_x, high_x, scratch[begin : begin + width])
     num = (high_y - low_y) * width + BLOCK
     weight_8S = scratch[num : num + 8 * size].reshape(8, size)  # four along x, four along y
     start_S, fade_S = np.empty(size, np.int32), np.empty(size, np.float32)
@@ -422,10 +430,10 @@ def _turned(
 
 
 @compiled
-def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int, int]:
+def _span(along_i: Real, along_j: Real, origin: Real, num: int) -> tuple[int, int]:
     """First source pixel that a sample reads, and the one behind the last."""
-    low = origin + min(along_i, 0.0) + min(along_j, 0.0)
-    high = origin + max(along_i, 0.0) + max(along_j, 0.0)
+    low = origin + min(along_i, 0.0) + min(along_j, 0.0) - SLACK
+    high = origin + max(along_i, 0.0) + max(along_j, 0.0) + SLACK
     first = min(max(int(np.floor(low)) - 1, -MARGIN), num + MARGIN - 4)
     return first, max(min(int(np.floor(high)) + 3, num + MARGIN), first + 4)
 
@@ -456,14 +464,14 @@ def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
     _antialiased_taps(width, x_S, x_SK)
     _antialiased_taps(height, y_S, y_SK)
     # A plain 1 would be a type of its own, and all kernels below be compiled once more.
-    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch[2 * num :])
+    _separable(image_HWC, int(np.int64(1)), x_S, x_SK, y_S, y_SK, columns_SCS, scratch[2 * num :])
 
 
 @compiled
 def _resample(
     image_HWC: Pixels,
     crop_4: Doubles,
-    rotation_rad: float,
+    rotation_rad: Real,
     is_flipped: bool,
     is_bicubic: bool,
     columns_SCS: Floats,
@@ -472,7 +480,7 @@ def _resample(
     """Rotate about the centre, crop, flip and resize in one sampling."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     center_x, center_y, box_width, box_height = crop_4
-    block = np.int64(2) ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
+    block = 2 ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
     # From a view's pixel to one of the source, whose pixel 0 has its centre at 0.
     step_x = (-box_width if is_flipped else box_width) / size / block
     step_y = box_height / size / block
@@ -499,7 +507,7 @@ def _resample(
 
 
 @compiled
-def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
+def _hue(red: Floats, green: Floats, blue: Floats, turns: Real) -> None:
     """Turn HSV hue by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
     shift = np.float32(6 * turns)
     for i in range(len(red)):
@@ -518,7 +526,7 @@ def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
 
 
 @compiled
-def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
+def _saturate(red: Floats, green: Floats, blue: Floats, factor: Real) -> None:
     """HSV saturation times a factor, at most 1; value and hue stay (tf.image.adjust_saturation)."""
     asked = np.float32(factor)
     for i in range(len(red)):
@@ -532,7 +540,7 @@ def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
 
 
 @compiled
-def _stretch(line: Floats, factor: float, shift: float) -> None:
+def _stretch(line: Floats, factor: Real, shift: Real) -> None:
     """Intensity times a factor plus a shift, clipped."""
     scale, offset = np.float32(factor), np.float32(shift)
     for i in range(len(line)):
@@ -557,7 +565,9 @@ def _means(columns_SCS: Floats) -> Doubles:
             for i in range(len(line)):
                 total += line[i]
             mean_C[channel] += total
-    return mean_C / (size * size)
+    for channel in range(num_channels):
+        mean_C[channel] /= size * size
+    return mean_C
 
 
 @compiled
@@ -599,13 +609,13 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 
 
 @compiled
-def _fill(line: Floats, value: float) -> None:
+def _fill(line: Floats, value: Real) -> None:
     for i in range(len(line)):
         line[i] = value
 
 
 @compiled
-def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
+def _blur_weights(size: int, sigma: Real, weight_R: Floats) -> int:
     """Write the weights of distances 0 to the radius that is returned; with their mirror images they sum to 1."""
     radius = size // BLUR_SIDE_SHARE // 2
     while radius > 0 and np.exp(-(radius**2) / (2 * sigma**2)) < BLUR_NEGLIGIBLE:
@@ -634,7 +644,7 @@ def _spread(
 
 
 @compiled
-def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
+def _blur(columns_SCS: Floats, sigma: Real, scratch: Floats) -> None:
     """Gaussian blur in place, separable, zeros outside the image as in SimCLR's code.
 
     The kernel has 2 * (side // 10 // 2) + 1 taps: 23 at 224 pixels, one, and so no blur, below 20.
@@ -681,7 +691,7 @@ def view(
     image_HWC: Pixels,
     is_plain: bool,
     crop_4: Doubles,
-    rotation_rad: float,
+    rotation_rad: Real,
     is_flipped: bool,
     is_bicubic: bool,
     is_jittered: bool,
@@ -689,7 +699,7 @@ def view(
     order_4: Ints,
     jitter_4: Doubles,
     is_gray: bool,
-    blur_sigma: float,
+    blur_sigma: Real,
     out_SSC: Pixels,
     scratch: Floats,
 ) -> None:
@@ -709,7 +719,7 @@ def view(
         is_gray: Luma in all channels.
         blur_sigma: Pixels of the view; 0: no blur.
         out_SSC: Contiguous; overwritten.
-        scratch: As of the function of this name.
+        scratch: Of `working_memory`.
     """
     size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
     num = size * num_channels * size
@@ -736,11 +746,12 @@ def view(
 _own = threading.local()
 
 
-def scratch(height: int, width: int, channels: int, size_px: int) -> Floats:
-    """This thread's working memory, enough for a view of such an image; memory from the system costs more than a view.
+def working_memory(image_HWC: Pixels, out_SSC: Pixels) -> Floats:
+    """This thread's own, enough for such a view; to get it from the system each time would cost more than the view.
 
     Only what a view touches is ever backed by real memory.
     """
+    (height, width, channels), size_px = image_HWC.shape, len(out_SSC)
     num_taps = 4 * (max(height, width) // size_px + 3)
     num = 3 * size_px * size_px * channels + size_px
     num += (2 * size_px + num_taps) * (width + 2 * num_taps) * channels
