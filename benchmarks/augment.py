@@ -14,7 +14,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -45,7 +46,8 @@ def photo(number: int, channels: int) -> Pixels:
     for side in (5, 10, 20, 40, 80, 160, 320):
         octave = rng.normal(0, 45 * (5 / side) ** 0.6, (side, side, channels))
         total += cv2.resize(octave, (STORED_PX, STORED_PX), interpolation=cv2.INTER_CUBIC).reshape(total.shape)
-    return np.clip(total, 0, 255).astype(np.uint8)
+    image: Pixels = np.clip(total, 0, 255).astype(np.uint8)
+    return image
 
 
 def encoded(image: Pixels) -> bytes:
@@ -58,7 +60,7 @@ def encoded(image: Pixels) -> bytes:
 class Ours:
     """Two views of an image, from its JPEG or from its pixels."""
 
-    def __init__(self, files: list[bytes], augmentation: augment.Augmentation, channels: int) -> None:
+    def __init__(self, files: list[bytes], augmentation: augment.Augmentation, channels: Literal[1, 3]) -> None:
         self.files, self.augmentation, self.channels = files, augmentation, channels
         self.images = [decode_stored(data, channels) for data in files]
         self.out = np.empty((2, VIEW_PX, VIEW_PX, channels), np.uint8)
@@ -68,9 +70,18 @@ class Ours:
     def _render(self, i: int, image: Pixels) -> Pixels:
         if i == 0:  # a whole batch is drawn at once, as the loader does
             self.epoch += 1
-            key = {"seed": 0, "epoch": self.epoch, "index_N": np.arange(len(self.files))}
-            size = {"height": STORED_PX, "width": STORED_PX}
-            self.draws = [augment.draws(self.augmentation, **key, view=view, **size) for view in (0, 1)]
+            self.draws = [
+                augment.draws(
+                    self.augmentation,
+                    seed=0,
+                    epoch=self.epoch,
+                    index_N=np.arange(len(self.files)),
+                    view=view,
+                    height=STORED_PX,
+                    width=STORED_PX,
+                )
+                for view in (0, 1)
+            ]
         for view, drawn in enumerate(self.draws):
             augment.render(image, self.augmentation, drawn, i, self.out[view])
         return self.out
@@ -120,10 +131,8 @@ def measured(subjects: dict[str, TwoViews], repeats: int) -> dict[str, list[floa
     """Figures of every subject, compiled and warm."""
     for two_views in subjects.values():
         microseconds_an_image(two_views)
-    return alternate(
-        {name: (lambda run=two_views: microseconds_an_image(run)) for name, two_views in subjects.items()},
-        repeats=repeats,
-    )
+    timed = {name: partial(microseconds_an_image, two_views) for name, two_views in subjects.items()}
+    return alternate(timed, repeats=repeats)
 
 
 def rgb(files: list[bytes], repeats: int) -> None:

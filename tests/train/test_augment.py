@@ -453,7 +453,8 @@ def test_blur_equals_torchvision_in_a_frame_of_zeros_with_each_images_own_sigma(
     sigma = draw(augmentation, uniforms(0, 0, np.arange(4), 0, augment.NUM_UNIFORMS), height=8, width=8).blur_sigma
     views = view_of(images, augmentation, size_px=side)
     for i in range(4):
-        assert_rounded(views[i], as_levels(float_views.blurred(as_unit(images[i]), float(sigma[i]))))
+        expected = as_levels(float_views.blurred(as_unit(images[i]), float(sigma[i])))
+        assert_rounded(views[i], expected, atol=ROUNDING + 0.05)  # weights next to nothing are left out
 
 
 def test_views_below_twenty_pixels_are_not_blurred():

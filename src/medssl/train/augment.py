@@ -292,7 +292,7 @@ def render(image_HWC: Pixels, augmentation: Augmentation, draws: Draws, row: int
         draws.is_gray[row],
         draws.blur_sigma[row] if draws.is_blurred[row] else 0.0,
         out_SSC,
-        pixels.scratch(*image_HWC.shape, len(out_SSC)),
+        pixels.working_memory(image_HWC, out_SSC),
     )
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -25,24 +26,25 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Real = Any  # a number of either precision: a kernel is compiled for what it gets
 
 # ITU-R BT.601 luma as in tf.image.rgb_to_grayscale.
 LUMA = (np.float32(0.2989), np.float32(0.5870), np.float32(0.1140))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # A blur's kernel spans a tenth of the side (SimCLR's code).
 BLUR_SIDE_SHARE = 10
-# Weights of a blur below this share of the middle one are left out: together below a hundredth of an intensity.
-BLUR_NEGLIGIBLE = 1e-5
+# Weights of a blur below this share of the middle one are left out: together they change no intensity by a twentieth.
+BLUR_NEGLIGIBLE = 1e-4
 # The parameter of cubic convolution: torch's for views, Pillow's and torch's for antialiased resizing.
 CUBIC, ANTIALIASED_CUBIC = -0.75, -0.5
 # Stands for a zero range of a pixel's channels in a divisor.
 TINY = np.float32(1e-4)
 A = np.float32(CUBIC)
-FAR = np.float32(1e6)  # beyond every intermediate value
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX, WHITE = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6, 255))
 # Source pixels beyond the edge that a sample within the fading margin can read.
 MARGIN = 3
-STRIP = 64  # columns; 190 kB an intermediate at 224 pixels and three channels
+FAR = np.float32(1e6)  # beyond every intermediate value
+SLACK = 0.01  # pixels; more than the error of a position in single precision
 BLOCK = 16  # side of the squares that a transposition moves at once
 
 WORD = ir.IntType(64)
@@ -55,6 +57,11 @@ def compiled(kernel: _Kernel) -> _Kernel:
     with contextlib.suppress(RuntimeError):  # no such folder
         compiled.enable_caching()
     return cast(_Kernel, compiled)
+
+
+def _instruction(generator: _Kernel) -> Callable[..., Any]:
+    """What `generator` writes, callable from kernels without its first argument."""
+    return cast(Callable[..., Any], intrinsic(generator))
 
 
 # What follows is written in LLVM's own terms because its optimiser does not find these shuffles by itself.
@@ -71,7 +78,13 @@ def _constants(numbers: Sequence[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), list(numbers))
 
 
-@intrinsic
+def _splat(context: Any, builder: Any, data: Any, item: Any, count: int) -> Any:
+    """A vector of `count` times the float that is item `item` of `data`."""
+    one = builder.load(_address(context, builder, ir.VectorType(ir.FloatType(), 1), data, item), align=4)
+    return builder.shuffle_vector(one, one, _constants([0] * count))
+
+
+@_instruction
 def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, target: Any, to: Any, height: Any) -> Any:
     """Transpose BLOCK x BLOCK items from item `at` on, rows of `width`, to item `to` on, rows of `height`."""
 
@@ -98,39 +111,89 @@ def _transpose_block(typing_context: Any, source: Any, at: Any, width: Any, targ
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
+@_instruction
+def _borrowed(typing_context: Any, array: Any) -> Any:
+    """The array without its owner, who must outlive it: slices count no references, which costs as much as a line."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(array)(context, builder, arguments[0])
+        made.meminfo = ir.Constant(made.meminfo.type, None)
+        made.parent = ir.Constant(made.parent.type, None)
+        return made._getvalue()
+
+    return array(array), generate
+
+
+@_instruction
+def _spread_block(
+    typing_context: Any, source: Any, at: Any, stride: Any, weight_R: Any, radius: Any, target: Any, to: Any
+) -> Any:
+    """Weighted sums of 2 BLOCK items and their neighbours at multiples of `stride` on both sides, in registers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, at_, stride_, weight_R_, radius_, target_, to_ = arguments
+        vector = ir.VectorType(ir.FloatType(), BLOCK)
+        read, weights, written = (
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in ((source, source_), (weight_R, weight_R_), (target, target_))
+        )
+
+        def items(first: Any, half: int) -> Any:
+            place = builder.add(first, WORD(half * BLOCK))
+            return builder.load(_address(context, builder, vector, read, place), align=4)
+
+        sums = [
+            cgutils.alloca_once_value(  # type: ignore[no-untyped-call]
+                builder, builder.fmul(items(at_, k), _splat(context, builder, weights, WORD(0), BLOCK))
+            )
+            for k in (0, 1)
+        ]
+        with cgutils.for_range(builder, radius_) as loop:
+            distance = builder.add(loop.index, WORD(1))
+            weight = _splat(context, builder, weights, distance, BLOCK)
+            step = builder.mul(distance, stride_)
+            for k in (0, 1):
+                pair = builder.fadd(items(builder.sub(at_, step), k), items(builder.add(at_, step), k))
+                part = builder.fmul(pair, weight, flags=["fast"])
+                builder.store(builder.fadd(builder.load(sums[k]), part, flags=["fast"]), sums[k])
+        for k in (0, 1):
+            place = builder.add(to_, WORD(k * BLOCK))
+            builder.store(builder.load(sums[k]), _address(context, builder, vector, written, place), align=4)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(source, whole, whole, weight_R, whole, target, whole), generate
+
+
 def _window(num_channels: int) -> Any:
     """Make the weighted sum of 4 x 4 pixels of `num_channels`: all channels of a row of pixels share a register."""
     num_items = 4 if num_channels == 1 else 16  # of which the last four are not used
 
-    @intrinsic
+    @_instruction
     def window(typing_context: Any, source: Any, start: Any, width: Any, weight_8S: Any, column: Any) -> Any:
         """Sum from item `start` on of lines `width` apart; weights along x, then y, in a column of `weight_8S`."""
-        result = types.UniTuple(types.float32, num_channels)
+        result = types.UniTuple(types.float32, num_channels)  # type: ignore[no-untyped-call]
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source_, start_, width_, weight_8S_, column_ = arguments
-            row, quad = ir.VectorType(ir.FloatType(), num_items), ir.VectorType(ir.FloatType(), 4)
+            row = ir.VectorType(ir.FloatType(), num_items)
             pixels = context.make_array(source)(context, builder, source_).data
             weights = context.make_array(weight_8S)(context, builder, weight_8S_)
             size = builder.extract_value(weights.shape, 1)
 
-            def splat(k: int, of: ir.VectorType) -> Any:
-                items = builder.add(builder.mul(size, WORD(k)), column_)
-                one = builder.load(
-                    _address(context, builder, ir.VectorType(ir.FloatType(), 1), weights.data, items), align=4
-                )
-                return builder.shuffle_vector(one, one, _constants([0] * of.count))
+            def splat(k: int, count: int) -> Any:
+                return _splat(context, builder, weights.data, builder.add(builder.mul(size, WORD(k)), column_), count)
 
             total, at = None, start_
             for k in range(4):
                 line = builder.load(_address(context, builder, row, pixels, at), align=4)
-                part = builder.fmul(line, splat(4 + k, row), flags=["fast"])
+                part = builder.fmul(line, splat(4 + k, num_items), flags=["fast"])
                 total = part if total is None else builder.fadd(total, part, flags=["fast"])
                 at = builder.add(at, width_)
             mixed = None
             for k in range(4):
                 pixel = builder.shuffle_vector(total, total, _constants([k * num_channels + c for c in range(4)]))
-                part = builder.fmul(pixel, splat(k, quad), flags=["fast"])
+                part = builder.fmul(pixel, splat(k, 4), flags=["fast"])
                 mixed = part if mixed is None else builder.fadd(mixed, part, flags=["fast"])
             values = [builder.extract_element(mixed, ir.IntType(32)(c)) for c in range(num_channels)]
             return context.make_tuple(builder, result, values)
@@ -163,7 +226,7 @@ def _transpose(source: Any, target: Any) -> None:
 
 
 @compiled
-def _cubic(distance: float, a: float) -> float:
+def _cubic(distance: Real, a: Real) -> Real:
     """Keys' cubic convolution kernel (1981, eq. 15, with a free)."""
     x = abs(distance)
     if x <= 1:
@@ -172,7 +235,7 @@ def _cubic(distance: float, a: float) -> float:
 
 
 @compiled
-def _taps(first: float, step: float, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
+def _taps(first: Real, step: Real, start_S: Ints, weight_SK: Floats, is_bicubic: bool) -> None:
     """Four weights of each sample at first + i * step, in pixels from the centre of pixel 0; start may be outside."""
     for i in range(len(start_S)):
         position = first + i * step
@@ -240,16 +303,28 @@ def _load(image_HWC: Pixels, block: int, y: int, low: int, high: int, line: Floa
 
 @compiled
 def _mix(
-    a: Floats, b: Floats, c: Floats, d: Floats, weight_4: Floats, is_first: bool, low: float, high: float, out: Floats
+    lines: Floats,
+    a: int,
+    b: int,
+    c: int,
+    d: int,
+    weight_4: Floats,
+    is_first: bool,
+    low: Real,
+    high: Real,
+    out: Floats,
 ) -> None:
-    """Weighted sum of four lines, added to `out` if it is not the first, and clipped."""
+    """Weighted sum of four lines, added to `out` if it is not the first, clipped."""
     u, v, w, x = weight_4[0], weight_4[1], weight_4[2], weight_4[3]
+    line_a, line_b, line_c, line_d = lines[a], lines[b], lines[c], lines[d]
     if is_first:
         for i in range(len(out)):
-            out[i] = min(max(u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
+            total = u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+            out[i] = min(max(total, low), high)
     else:
         for i in range(len(out)):
-            out[i] = min(max(out[i] + u * a[i] + v * b[i] + w * c[i] + x * d[i], low), high)
+            total = out[i] + u * line_a[i] + v * line_b[i] + w * line_c[i] + x * line_d[i]
+            out[i] = min(max(total, low), high)
 
 
 @compiled
@@ -263,27 +338,22 @@ def _separable(
     columns_SCS: Floats,
     scratch: Floats,
 ) -> None:
-    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped.
-
-    In strips of columns, so that what lies between the two sums stays in the cache.
-    """
+    """Weighted sums of image lines, transposition, weighted sums of image columns; clipped."""
     size, num_channels, num_taps = columns_SCS.shape[0], columns_SCS.shape[1], x_SK.shape[1]
-    for begin in range(0, size, STRIP):
-        end = min(begin + STRIP, size)
-        low = min(x_S[begin], x_S[end - 1])
-        width = (max(x_S[begin], x_S[end - 1]) + num_taps - low) * num_channels
-        turned = scratch[: width * size].reshape(width, size)
-        rows = scratch[width * size : 2 * width * size].reshape(size, width)
-        _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * width * size :])
-        _transpose(rows, turned)
-        for x in range(begin, end):
-            for channel in range(num_channels):
-                for k in range(0, num_taps, 4):
-                    a = (x_S[x] - low + k) * num_channels + channel
-                    b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
-                    bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
-                    weight_4, out = x_SK[x, k : k + 4], columns_SCS[x, channel]
-                    _mix(turned[a], turned[b], turned[c], turned[d], weight_4, k == 0, bounds[0], bounds[1], out)
+    low = min(x_S[0], x_S[size - 1])
+    width = (max(x_S[0], x_S[size - 1]) + num_taps - low) * num_channels
+    num = width * size
+    turned, rows = scratch[:num].reshape(width, size), scratch[num : 2 * num].reshape(size, width)
+    _mix_rows(image_HWC, block, low, y_S, y_SK, rows, scratch[2 * num :])
+    _transpose(rows, turned)
+    for x in range(size):
+        for channel in range(num_channels):
+            out = columns_SCS[x, channel]
+            for k in range(0, num_taps, 4):
+                a = (x_S[x] - low + k) * num_channels + channel
+                b, c, d = a + num_channels, a + 2 * num_channels, a + 3 * num_channels
+                bounds = (ZERO, WHITE) if k + 4 == num_taps else (-FAR, FAR)
+                _mix(turned, a, b, c, d, x_SK[x, k : k + 4], k == 0, bounds[0], bounds[1], out)
 
 
 @compiled
@@ -291,17 +361,21 @@ def _mix_rows(image_HWC: Pixels, block: int, low: int, y_S: Ints, y_SK: Floats, 
     """Weighted sums of the lines of an image, from column `low` on."""
     width, num_taps = rows.shape[1], y_SK.shape[1]
     high = low + width // image_HWC.shape[2]
-    lines = scratch[: num_taps * width].reshape(num_taps, width)  # line y is at y modulo their number
+    num_lines = 4
+    while num_lines < num_taps:
+        num_lines *= 2
+    lines = scratch[: num_lines * width].reshape(num_lines, width)  # line y is at y modulo their number
+    last = num_lines - 1
     following = y_S[0]
     for y in range(len(y_S)):
         following = max(following, y_S[y])
         while following < y_S[y] + num_taps:
-            _load(image_HWC, block, following, low, high, lines[following % num_taps])
+            _load(image_HWC, block, following, low, high, lines[following & last])
             following += 1
         for k in range(0, num_taps, 4):
             at = y_S[y] + k
-            a, b, c, d = at % num_taps, (at + 1) % num_taps, (at + 2) % num_taps, (at + 3) % num_taps
-            _mix(lines[a], lines[b], lines[c], lines[d], y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
+            a, b, c, d = at & last, (at + 1) & last, (at + 2) & last, (at + 3) & last
+            _mix(lines, a, b, c, d, y_SK[y, k : k + 4], k == 0, -FAR, FAR, rows[y])
 
 
 @compiled
@@ -315,21 +389,28 @@ def _turned(
     low_x, high_x = _span(map_23[0, 0] * last, map_23[0, 1] * last, map_23[0, 2], num_x)
     low_y, high_y = _span(map_23[1, 0] * last, map_23[1, 1] * last, map_23[1, 2], num_y)
     width = (high_x - low_x) * num_channels
-    for y in range(low_y, high_y):
-        at = (y - low_y) * width
-        _load(image_HWC, block, y, low_x, high_x, scratch[at : at + width])
-    start_S, fade_S = np.empty(size, np.int64), np.empty(size, np.float32)
-    weight_8S = np.empty((8, size), np.float32)  # four along x, four along y
+    for row in range(low_y, high_y):
+        begin = (row - low_y) * width
+        _load(image_HWC, block, row, low_x, high_x, scratch[begin : begin + width])
+    num = (high_y - low_y) * width + BLOCK
+    weight_8S = scratch[num : num + 8 * size].reshape(8, size)  # four along x, four along y
+    start_S, fade_S = np.empty(size, np.int32), np.empty(size, np.float32)
+    # Positions in single precision, from a whole pixel near the column's first: exact to 1e-4 pixels.
+    step_x, step_y = np.float32(map_23[0, 1]), np.float32(map_23[1, 1])
     for i in range(size):
-        first_x, first_y = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
+        x_0, y_0 = map_23[0, 0] * i + map_23[0, 2], map_23[1, 0] * i + map_23[1, 2]
+        whole_x, whole_y = int(np.floor(x_0)), int(np.floor(y_0))
+        part_x, part_y = np.float32(x_0 - whole_x), np.float32(y_0 - whole_y)
+        end_x, end_y = np.float32(num_x - whole_x), np.float32(num_y - whole_y)
+        first = np.int32((whole_y - 1 - low_y) * width + (whole_x - 1 - low_x) * num_channels)
         for j in range(size):
-            x, y = first_x + map_23[0, 1] * j, first_y + map_23[1, 1] * j
-            fade_x = min(max(min(x + 1.5, num_x + 0.5 - x), 0.0), 1.0)
-            fade_y = min(max(min(y + 1.5, num_y + 0.5 - y), 0.0), 1.0)
-            fade_S[j] = np.float32(fade_x * fade_y)
+            x, y = part_x + step_x * np.float32(j), part_y + step_y * np.float32(j)
+            fade_x = min(max(min(x + np.float32(whole_x + 1.5), end_x + HALF - x), ZERO), ONE)
+            fade_y = min(max(min(y + np.float32(whole_y + 1.5), end_y + HALF - y), ZERO), ONE)
+            fade_S[j] = fade_x * fade_y
             base_x, base_y = np.floor(x), np.floor(y)
-            weight_8S[0, j], weight_8S[4, j] = np.float32(x - base_x), np.float32(y - base_y)
-            start_S[j] = (int(base_y) - 1 - low_y) * width + (int(base_x) - 1 - low_x) * num_channels
+            weight_8S[0, j], weight_8S[4, j] = x - base_x, y - base_y
+            start_S[j] = first + np.int32(base_y) * np.int32(width) + np.int32(base_x) * np.int32(num_channels)
         _weights_between(weight_8S[:4], is_bicubic)
         _weights_between(weight_8S[4:], is_bicubic)
         column_CS = columns_SCS[i]
@@ -349,10 +430,10 @@ def _turned(
 
 
 @compiled
-def _span(along_i: float, along_j: float, origin: float, num: int) -> tuple[int, int]:
+def _span(along_i: Real, along_j: Real, origin: Real, num: int) -> tuple[int, int]:
     """First source pixel that a sample reads, and the one behind the last."""
-    low = origin + min(along_i, 0.0) + min(along_j, 0.0)
-    high = origin + max(along_i, 0.0) + max(along_j, 0.0)
+    low = origin + min(along_i, 0.0) + min(along_j, 0.0) - SLACK
+    high = origin + max(along_i, 0.0) + max(along_j, 0.0) + SLACK
     first = min(max(int(np.floor(low)) - 1, -MARGIN), num + MARGIN - 4)
     return first, max(min(int(np.floor(high)) + 3, num + MARGIN), first + 4)
 
@@ -378,19 +459,19 @@ def _resize(image_HWC: Pixels, columns_SCS: Floats, scratch: Floats) -> None:
     """Stretch to S x S, bicubic and antialiased; exact where no pixel moves."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     num_taps = 4 * (max(height, width, size) // size + 2)
-    x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
-    x_SK, y_SK = np.empty((size, num_taps), np.float32), np.empty((size, num_taps), np.float32)
+    x_S, y_S, num = np.empty(size, np.int64), np.empty(size, np.int64), size * num_taps
+    x_SK, y_SK = scratch[:num].reshape(size, num_taps), scratch[num : 2 * num].reshape(size, num_taps)
     _antialiased_taps(width, x_S, x_SK)
     _antialiased_taps(height, y_S, y_SK)
     # A plain 1 would be a type of its own, and all kernels below be compiled once more.
-    _separable(image_HWC, np.int64(1), x_S, x_SK, y_S, y_SK, columns_SCS, scratch)
+    _separable(image_HWC, int(np.int64(1)), x_S, x_SK, y_S, y_SK, columns_SCS, scratch[2 * num :])
 
 
 @compiled
 def _resample(
     image_HWC: Pixels,
     crop_4: Doubles,
-    rotation_rad: float,
+    rotation_rad: Real,
     is_flipped: bool,
     is_bicubic: bool,
     columns_SCS: Floats,
@@ -399,7 +480,7 @@ def _resample(
     """Rotate about the centre, crop, flip and resize in one sampling."""
     size, height, width = columns_SCS.shape[0], image_HWC.shape[0], image_HWC.shape[1]
     center_x, center_y, box_width, box_height = crop_4
-    block = np.int64(2) ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
+    block = 2 ** max(int(np.rint(np.log2(np.sqrt(box_width * box_height) / size))), 0)
     # From a view's pixel to one of the source, whose pixel 0 has its centre at 0.
     step_x = (-box_width if is_flipped else box_width) / size / block
     step_y = box_height / size / block
@@ -408,11 +489,11 @@ def _resample(
     middle_x = (width / 2 + cosine * center_x - sine * center_y) / block - 0.5
     middle_y = (height / 2 + sine * center_x + cosine * center_y) / block - 0.5
     if rotation_rad == 0:
-        x_S, y_S = np.empty(size, np.int64), np.empty(size, np.int64)
-        x_S4, y_S4 = np.empty((size, 4), np.float32), np.empty((size, 4), np.float32)
+        x_S, y_S, num = np.empty(size, np.int64), np.empty(size, np.int64), 4 * size
+        x_S4, y_S4 = scratch[:num].reshape(size, 4), scratch[num : 2 * num].reshape(size, 4)
         _taps(middle_x - half * step_x, step_x, x_S, x_S4, is_bicubic)
         _taps(middle_y - half * step_y, step_y, y_S, y_S4, is_bicubic)
-        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch)
+        _separable(image_HWC, block, x_S, x_S4, y_S, y_S4, columns_SCS, scratch[2 * num :])
     else:
         map_23 = np.empty((2, 3))
         map_23[0, 0], map_23[0, 1] = cosine * step_x, -sine * step_y
@@ -426,7 +507,7 @@ def _resample(
 
 
 @compiled
-def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
+def _hue(red: Floats, green: Floats, blue: Floats, turns: Real) -> None:
     """Turn HSV hue by a share of the circle; value and saturation stay (tf.image.adjust_hue)."""
     shift = np.float32(6 * turns)
     for i in range(len(red)):
@@ -445,7 +526,7 @@ def _hue(red: Floats, green: Floats, blue: Floats, turns: float) -> None:
 
 
 @compiled
-def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
+def _saturate(red: Floats, green: Floats, blue: Floats, factor: Real) -> None:
     """HSV saturation times a factor, at most 1; value and hue stay (tf.image.adjust_saturation)."""
     asked = np.float32(factor)
     for i in range(len(red)):
@@ -459,7 +540,7 @@ def _saturate(red: Floats, green: Floats, blue: Floats, factor: float) -> None:
 
 
 @compiled
-def _stretch(line: Floats, factor: float, shift: float) -> None:
+def _stretch(line: Floats, factor: Real, shift: Real) -> None:
     """Intensity times a factor plus a shift, clipped."""
     scale, offset = np.float32(factor), np.float32(shift)
     for i in range(len(line)):
@@ -467,11 +548,10 @@ def _stretch(line: Floats, factor: float, shift: float) -> None:
 
 
 @compiled
-def _to_gray(red: Floats, green: Floats, blue: Floats) -> None:
-    """Luma in all three channels."""
+def _to_gray(red: Floats, green: Floats, blue: Floats, gray: Floats) -> None:
+    """Luma."""
     for i in range(len(red)):
-        luma = min(LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i], WHITE)
-        red[i] = green[i] = blue[i] = luma
+        gray[i] = LUMA[0] * red[i] + LUMA[1] * green[i] + LUMA[2] * blue[i]
 
 
 @compiled
@@ -481,11 +561,13 @@ def _means(columns_SCS: Floats) -> Doubles:
     mean_C = np.zeros(num_channels)
     for x in range(size):
         for channel in range(num_channels):
-            total = ZERO
-            for value in columns_SCS[x, channel]:
-                total += value
+            line, total = columns_SCS[x, channel], ZERO
+            for i in range(len(line)):
+                total += line[i]
             mean_C[channel] += total
-    return mean_C / (size * size)
+    for channel in range(num_channels):
+        mean_C[channel] /= size * size
+    return mean_C
 
 
 @compiled
@@ -527,82 +609,80 @@ def _shift_and_stretch(columns_SCS: Floats, jitter_4: Doubles) -> None:
 
 
 @compiled
-def _blur_weights(size: int, sigma: float, weight_R: Floats) -> int:
-    """Write the weights of distances 0 to the radius that is returned."""
-    radius = size // BLUR_SIDE_SHARE // 2
-    total = 1.0
-    for k in range(1, radius + 1):
-        total += 2 * np.exp(-(k**2) / (2 * sigma**2))
-    used = 0
-    for k in range(radius + 1):
-        weight = np.exp(-(k**2) / (2 * sigma**2))
-        weight_R[k] = np.float32(weight / total)
-        used = k if weight > BLUR_NEGLIGIBLE else used
-    return used
+def _fill(line: Floats, value: Real) -> None:
+    for i in range(len(line)):
+        line[i] = value
 
 
 @compiled
-def _blur(columns_SCS: Floats, sigma: float, scratch: Floats) -> None:
+def _blur_weights(size: int, sigma: Real, weight_R: Floats) -> int:
+    """Write the weights of distances 0 to the radius that is returned; with their mirror images they sum to 1."""
+    radius = size // BLUR_SIDE_SHARE // 2
+    while radius > 0 and np.exp(-(radius**2) / (2 * sigma**2)) < BLUR_NEGLIGIBLE:
+        radius -= 1
+    total = 1.0
+    for k in range(1, radius + 1):
+        total += 2 * np.exp(-(k**2) / (2 * sigma**2))
+    for k in range(radius + 1):
+        weight_R[k] = np.float32(np.exp(-(k**2) / (2 * sigma**2)) / total)
+    return radius
+
+
+@compiled
+def _spread(
+    source: Floats, at: int, stride: int, weight_R: Floats, radius: int, target: Floats, to: int, num: int
+) -> None:
+    """Weighted sums of `num` items from `at` on and their neighbours, `stride` apart."""
+    full = num - num % (2 * BLOCK)
+    for i in range(0, full, 2 * BLOCK):
+        _spread_block(source, at + i, stride, weight_R, radius, target, to + i)
+    for i in range(full, num):
+        total = weight_R[0] * source[at + i]
+        for k in range(1, radius + 1):
+            total += weight_R[k] * (source[at + i - k * stride] + source[at + i + k * stride])
+        target[to + i] = total
+
+
+@compiled
+def _blur(columns_SCS: Floats, sigma: Real, scratch: Floats) -> None:
     """Gaussian blur in place, separable, zeros outside the image as in SimCLR's code.
 
     The kernel has 2 * (side // 10 // 2) + 1 taps: 23 at 224 pixels, one, and so no blur, below 20.
     """
     size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
     width = num_channels * size
-    weight_R = np.empty(size, np.float32)
+    weight_R, rest = scratch[:size], scratch[size:]
     radius = _blur_weights(size, sigma, weight_R)
-    flat = columns_SCS.reshape(size, width)
-    padded = scratch[: size + 2 * radius]
-    padded[:radius] = padded[size + radius :] = ZERO
-    for x in range(size):
-        for channel in range(num_channels):
-            line = columns_SCS[x, channel]
-            for y in range(size):
-                padded[radius + y] = line[y]
-                line[y] *= weight_R[0]
-            for k in range(1, radius + 1):
-                _add_pair(padded[radius - k :], padded[radius + k :], weight_R[k], line)
-    before = scratch[: (radius + 1) * width].reshape(radius + 1, width)  # columns on the left as they were, a ring
-    before[:] = ZERO
-    for x in range(size):
-        own, column = before[x % (radius + 1)], flat[x]
-        for y in range(width):
-            own[y] = column[y]
-            column[y] *= weight_R[0]
-        for k in range(1, radius + 1):
-            left = before[(x + radius + 1 - k) % (radius + 1)]
-            if x + k < size:
-                _add_pair(left, flat[x + k], weight_R[k], column)
-            else:
-                _add_one(left, weight_R[k], column)
-
-
-@compiled
-def _add_pair(left: Floats, right: Floats, weight: float, line: Floats) -> None:
-    for i in range(len(line)):
-        line[i] += weight * (left[i] + right[i])
-
-
-@compiled
-def _add_one(left: Floats, weight: float, line: Floats) -> None:
-    for i in range(len(line)):
-        line[i] += weight * left[i]
+    line, rest = rest[: size + 2 * radius], rest[size + 2 * radius :]
+    _fill(line[:radius], ZERO)
+    _fill(line[size + radius :], ZERO)
+    margin, num = radius * width, size * width
+    wide, flat = rest[: num + 2 * margin], columns_SCS.reshape(num)
+    _fill(wide[:margin], ZERO)
+    _fill(wide[margin + num :], ZERO)
+    for begin in range(0, num, size):
+        own, middle = flat[begin : begin + size], line[radius : radius + size]
+        for i in range(size):
+            middle[i] = own[i]
+        _spread(line, radius, 1, weight_R, radius, wide, margin + begin, size)
+    for begin in range(0, num, width):
+        _spread(wide, margin + begin, width, weight_R, radius, flat, begin, width)
 
 
 # Views
 
 
 @compiled
-def _finish(columns_SCS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
-    """Clip, round to whole intensities, and from columns to rows."""
-    size, num_channels = columns_SCS.shape[0], columns_SCS.shape[1]
+def _finish(columns_SPS: Floats, out_SSC: Pixels, scratch: Floats) -> None:
+    """Clip, round to whole intensities, and from columns to rows; one plane is repeated for all channels."""
+    size, num_planes, num_channels = columns_SPS.shape[0], columns_SPS.shape[1], out_SSC.shape[2]
     num_lines = size * num_channels
     lines = scratch.view(np.uint8)[: num_lines * size].reshape(num_lines, size)
-    flat = columns_SCS.reshape(num_lines, size)
-    for k in range(num_lines):
-        line, source = lines[k], flat[k]
-        for i in range(size):
-            line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
+    for x in range(size):
+        for channel in range(num_channels):
+            line, source = lines[x * num_channels + channel], columns_SPS[x, channel % num_planes]
+            for i in range(size):
+                line[i] = np.uint8(np.int32(min(max(source[i], ZERO), WHITE) + HALF))
     _transpose(lines, out_SSC.reshape(size, num_lines))
 
 
@@ -611,7 +691,7 @@ def view(
     image_HWC: Pixels,
     is_plain: bool,
     crop_4: Doubles,
-    rotation_rad: float,
+    rotation_rad: Real,
     is_flipped: bool,
     is_bicubic: bool,
     is_jittered: bool,
@@ -619,7 +699,7 @@ def view(
     order_4: Ints,
     jitter_4: Doubles,
     is_gray: bool,
-    blur_sigma: float,
+    blur_sigma: Real,
     out_SSC: Pixels,
     scratch: Floats,
 ) -> None:
@@ -639,10 +719,11 @@ def view(
         is_gray: Luma in all channels.
         blur_sigma: Pixels of the view; 0: no blur.
         out_SSC: Contiguous; overwritten.
-        scratch: As of the function of this name.
+        scratch: Of `working_memory`.
     """
     size, num_channels = out_SSC.shape[0], out_SSC.shape[2]
     num = size * num_channels * size
+    image_HWC, scratch = _borrowed(image_HWC), _borrowed(scratch)
     columns_SCS, rest = scratch[:num].reshape(size, num_channels, size), scratch[num:]
     if is_plain:
         _resize(image_HWC, columns_SCS, rest)
@@ -652,9 +733,11 @@ def view(
         _shift_and_stretch(columns_SCS, jitter_4)
     elif is_jittered:
         _change(columns_SCS, order_4, jitter_4)
-    if is_gray and num_channels == 3:
+    if is_gray and num_channels == 3:  # the rest is done once for the three
+        gray_S1S, rest = rest[: size * size].reshape(size, 1, size), rest[size * size :]
         for x in range(size):
-            _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2])
+            _to_gray(columns_SCS[x, 0], columns_SCS[x, 1], columns_SCS[x, 2], gray_S1S[x, 0])
+        columns_SCS = gray_S1S
     if blur_sigma > 0:
         _blur(columns_SCS, blur_sigma, rest)
     _finish(columns_SCS, out_SSC, rest)
@@ -663,13 +746,14 @@ def view(
 _own = threading.local()
 
 
-def scratch(height: int, width: int, channels: int, size_px: int) -> Floats:
-    """This thread's working memory, enough for a view of such an image; memory from the system costs more than a view.
+def working_memory(image_HWC: Pixels, out_SSC: Pixels) -> Floats:
+    """This thread's own, enough for such a view; to get it from the system each time would cost more than the view.
 
     Only what a view touches is ever backed by real memory.
     """
+    (height, width, channels), size_px = image_HWC.shape, len(out_SSC)
     num_taps = 4 * (max(height, width) // size_px + 3)
-    num = 2 * size_px * size_px * channels
+    num = 3 * size_px * size_px * channels + size_px
     num += (2 * size_px + num_taps) * (width + 2 * num_taps) * channels
     num += (height + 4 * MARGIN) * (width + 4 * MARGIN) * channels + BLOCK
     if getattr(_own, "scratch", np.empty(0)).size < num:
