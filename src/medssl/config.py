@@ -537,8 +537,8 @@ class ResourcesConfig(Section):
 
     processes: Positive = 1  # torchrun processes of one training task
     threads_per_process: int = Field(0, ge=0)  # 0: the cores, divided among what runs at the same time
-    # Of each process: threads that prepare its batches, 0: as many as cores; memory for decoded images, 0: a quarter
-    # of the memory, both divided among what runs at the same time.
+    # Of each process: threads that prepare its batches, 0: one on a CPU, beside a GPU its share of the cores; memory
+    # for decoded images, 0: its share of a quarter of the memory. More images than fit are decoded at each use.
     loader_threads: int = Field(0, ge=0)
     cache_mib: int = Field(0, ge=0)
     parallel_tasks: int = Field(1, ge=1, le=2)  # fine-tuning tasks at a time on one machine (kfp.local's cap is 2)

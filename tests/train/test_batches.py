@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from medssl import imaging, schema
+from medssl import imaging
 from medssl.config import PretrainRun, ShardConfig
 from medssl.data import shards
 from medssl.exit_codes import BadInputError, TerminatedError, sigterm_as_exception
@@ -63,28 +63,19 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 def make_cohort(folder: Path, *, channels: Literal[1, 3] = 1, damaged: int | None = None) -> Cohort:
     """24 images of noise, of 8 patients with a case of three each; the stored bytes of one may be no image."""
-    config = ShardConfig(image_size_px=SIZE, num_parts=2, channels=channels)
-    names = [(f"{n // 3 * 2**29:08x}{n // 3:024x}", f"{n:032x}") for n in range(NUM)]
-    empty = {field.name: pa.nulls(NUM, field.type) for field in schema.INDEX.columns if field.nullable}
-    patients, image_ids = [p for p, _ in names], [i for _, i in names]
-    columns: dict[str, Any] = {"patient_id": patients, "case_id": patients, "image_id": image_ids}
-    index = pa.table({**columns, "source_split": ["train"] * NUM, **empty})
-    schema.write(index, schema.INDEX, folder / "index.parquet", metadata={"group_kind": "patient"})
-    sources = pa.table({"image_id": image_ids, "file": image_ids})
-    schema.write(sources, schema.SOURCES, folder / "sources.parquet")
+    config = ShardConfig(image_size_px=SIZE, num_parts=1, channels=channels)
+    patients, image_ids = [f"{n // 3:032x}" for n in range(NUM)], [f"{n + 500:032x}" for n in range(NUM)]
 
     def stored(row: shards.Row, root: Path, config: ShardConfig) -> shards.Stored:
-        number = int(row[1], 16)
+        number = image_ids.index(row[1])
         data = imaging.encode(original(number, channels), encoding="png", quality=95)
         return shards.Stored(row[0], row[1], b"no image" if number == damaged else data)
 
-    (folder / "shards").mkdir()
-    shards.write(
-        folder / "index.parquet", folder / "sources.parquet", folder, folder / "shards", config, to_stored=stored
-    )
-    splits: dict[str, Any] = {"patient_id": sorted(set(patients)), "split": ["train"] * 8, "label_ranks": [[0.0]] * 8}
-    table = schema.check(pa.table(splits), schema.SPLIT_TABLE, "splits")
-    return Cohort.select(index, table, ShardSet.open(folder / "shards"), split="train")
+    order = np.random.default_rng(0).permutation(NUM).tolist()  # of the file, which is not that of the rows
+    rows = [(patients[n], image_ids[n], "") for n in order]
+    shards.write_summary([shards.write_part((0, rows), folder, folder, config, 1, stored)], folder, config)
+    columns: dict[str, Any] = {"patient_id": patients, "case_id": patients, "image_id": image_ids}
+    return Cohort("train", pa.table(columns), np.argsort(order), 0, ShardSet.open(folder))
 
 
 def original(number: int, channels: int) -> imaging.Pixels:

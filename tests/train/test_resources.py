@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medssl.train import resources
-from medssl.train.resources import MIB, cache_mib, control_groups, core_limit, loader_threads, memory_limit
+from medssl.train.resources import MIB, cache_bytes, control_groups, core_limit, loader_threads, memory_limit
 
 
 def machine(folder: Path, membership: str, files: dict[str, str]) -> dict[str, Path]:
@@ -42,12 +42,23 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_processes_share_cores_and_memory_unless_the_environment_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (resources.LOADER_THREADS_VARIABLE, resources.CACHE_MIB_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("LOADER_THREADS", "CACHE_MIB", "SHARING"):
+        monkeypatch.delenv(getattr(resources, f"{name}_VARIABLE"), raising=False)
     monkeypatch.setattr(resources, "num_cores", lambda: 8)
     monkeypatch.setattr(resources, "num_memory_bytes", lambda: 4000 * MIB)
-    assert [loader_threads(n) for n in (1, 2, 16)] == [8, 4, 1]
-    assert [cache_mib(n) for n in (1, 2, 10**6)] == [1000, 500, 1]
+    for local, sharing, cores, mib in (
+        ("1", None, 8, 1000),
+        ("2", None, 4, 500),
+        ("2", "4", 2, 250),
+        ("9", "", 1, 111),
+    ):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        if sharing is not None:
+            monkeypatch.setenv(resources.SHARING_VARIABLE, sharing)
+        assert loader_threads(network_on_cpu=False) == cores
+        assert cache_bytes() // MIB == mib
+        assert loader_threads(network_on_cpu=True) == 1
     monkeypatch.setenv(resources.LOADER_THREADS_VARIABLE, "3")
     monkeypatch.setenv(resources.CACHE_MIB_VARIABLE, "70")
-    assert (loader_threads(2), cache_mib(2)) == (3, 70)
+    assert loader_threads(network_on_cpu=True) == loader_threads(network_on_cpu=False) == 3
+    assert cache_bytes() == 70 * MIB

@@ -21,7 +21,7 @@ from medssl.exit_codes import BadInputError
 from medssl.imaging import Pixels
 from medssl.train import augment
 from medssl.train.loader import Images, Index
-from medssl.train.resources import loader_threads, local_processes
+from medssl.train.resources import loader_threads
 
 AHEAD = 2  # batches ready, or being made ready, beside the one in use
 _CHUNK = 8  # images that a thread takes at a time: few enough to share out a batch, enough to make sharing cheap
@@ -80,7 +80,7 @@ class Batches:
         steps: In which order batches are wanted.
         size_px: S.
         device: Where batches are wanted.
-        num_threads: Default: this process's share of the machine.
+        num_threads: Default: as the resources say.
         ahead: Batches to keep ready beside the one in use; each takes N·S·S·C bytes.
 
     Attributes:
@@ -100,7 +100,7 @@ class Batches:
         ahead: int = AHEAD,
     ) -> None:
         self._images, self._plan, self._steps, self._size_px = images, plan, steps, size_px
-        self._num_threads = num_threads or loader_threads(local_processes())
+        self._num_threads = num_threads or loader_threads(network_on_cpu=device.type == "cpu")
         self._pool = ThreadPoolExecutor(self._num_threads, "batches", _use_device, (device,))
         self._ring = [_Slot(device) for _ in range(min(1 + ahead, len(steps)))]
         self._num_out = 0

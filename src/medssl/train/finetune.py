@@ -33,7 +33,7 @@ from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import Images, finetune_batch_at
 from medssl.train.optim import sgd_nesterov, warmup_cosine
 from medssl.train.precision import autocast
-from medssl.train.resources import MIB, cache_mib, local_processes
+from medssl.train.resources import cache_bytes
 from medssl.train.worker import run_worker
 
 EVALUATION_BATCH = 256
@@ -63,7 +63,7 @@ class Cohorts:
         shards = ShardSet.open(job.inputs.shards_dir)
         classes = labels.classes(index, splits, job.task)
         select = partial(Cohort.select, index, splits, shards)
-        max_bytes = MIB * cache_mib(local_processes())
+        max_bytes = cache_bytes()
         train = Split.open(select(split="train"), job.task, classes, max_bytes=max_bytes)
         rest = max_bytes - train.images.num_bytes_kept
         validation = Split.open(select(split="validation"), job.task, classes, max_bytes=rest)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from medssl.config import Section
 from medssl.exit_codes import BAD_INPUT, FAILURE_FILE_VARIABLE, TERMINATED, BadInputError, TerminatedError
-from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE, cache_mib, loader_threads, num_cores
+from medssl.train.resources import SHARING_VARIABLE, num_cores
 
 PROCESSES_VARIABLE = "MEDSSL_PROCESSES"
 THREADS_VARIABLE = "MEDSSL_THREADS"
@@ -62,8 +62,7 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
         **ALLOCATOR,
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        LOADER_THREADS_VARIABLE: str(loader_threads(sharing)),
-        CACHE_MIB_VARIABLE: str(cache_mib(sharing)),
+        SHARING_VARIABLE: str(sharing),
         FAILURE_FILE_VARIABLE: str(failure_file),
         "PYTHONUNBUFFERED": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",

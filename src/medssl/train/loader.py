@@ -20,7 +20,7 @@ from medssl.progress import Progress, say
 from medssl.shardset import Cohort, permutation
 from medssl.train.augment import uniforms
 from medssl.train.decode import decode_stored
-from medssl.train.resources import MIB, cache_mib, loader_threads, local_processes
+from medssl.train.resources import MIB, cache_bytes, own_cores
 
 Index = NDArray[np.int64]
 
@@ -66,7 +66,7 @@ class Images:
         )
         self._pixels_NHWC: Pixels | None = None
         if max_bytes is None:
-            max_bytes = MIB * cache_mib(local_processes())
+            max_bytes = cache_bytes()
         needed = len(self) * math.prod(self.shape)
         self.num_bytes_kept = needed if needed <= max_bytes else 0
         if self.num_bytes_kept:
@@ -100,7 +100,7 @@ class Images:
         # In the order of the files, so that a cold disk is read forwards.
         numbers = np.argsort(self.cohort.positions).tolist()
         progress = Progress(f"decode {self.cohort.split}", len(numbers), unit="images")
-        with ThreadPoolExecutor(loader_threads(local_processes())) as pool:
+        with ThreadPoolExecutor(own_cores()) as pool:
             for begin in range(0, len(numbers), _DECODE_AHEAD):
                 done = sum(1 for _ in pool.map(decode_into, numbers[begin : begin + _DECODE_AHEAD]))
                 progress.update(begin + done)

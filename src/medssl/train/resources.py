@@ -8,34 +8,40 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+SHARING_VARIABLE = "MEDSSL_SHARING_PROCESSES"  # set for workers by whoever starts them
 LOADER_THREADS_VARIABLE = "MEDSSL_LOADER_THREADS"
 CACHE_MIB_VARIABLE = "MEDSSL_CACHE_MIB"
 CACHE_SHARE = 1 / 4  # of the memory; the rest is for weights, activations, batches and the files' pages
 MIB = 2**20
 
 
-def local_processes() -> int:
-    """Processes that torchrun started for this task on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def num_sharing() -> int:
+    """Processes that share the machine, this one included: as its starter says, else those of torchrun."""
+    return int(os.environ.get(SHARING_VARIABLE) or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
-def loader_threads(num_processes: int) -> int:
-    """Threads that prepare the batches of one process: MEDSSL_LOADER_THREADS, else its share of the cores.
+def own_cores() -> int:
+    """This process's share of the cores, at least 1."""
+    return max(1, num_cores() // num_sharing())
 
-    Args:
-        num_processes: How many share the machine.
+
+def loader_threads(*, network_on_cpu: bool) -> int:
+    """Threads that prepare the batches of this process: MEDSSL_LOADER_THREADS, else by where the network computes.
+
+    Beside a GPU all of the process's cores. Where the network computes on these, one: that is faster than any network
+    trains there, and every further thread is waited for by those of the network, which work in step (on two busy
+    cores, a second thread made steps longer by a half).
     """
-    return int(os.environ.get(LOADER_THREADS_VARIABLE, "0")) or max(1, num_cores() // num_processes)
+    return int(os.environ.get(LOADER_THREADS_VARIABLE, "0")) or (1 if network_on_cpu else own_cores())
 
 
-def cache_mib(num_processes: int) -> int:
-    """MiB of decoded images that one process may keep: MEDSSL_CACHE_MIB, else its share of a quarter of the memory.
+def cache_bytes() -> int:
+    """Bytes of decoded images that this process may keep: MEDSSL_CACHE_MIB, else its share of a quarter of the memory.
 
-    Args:
-        num_processes: How many share the machine.
+    Of several cohorts, later ones get what the first leave.
     """
-    own = int(num_memory_bytes() * CACHE_SHARE) // (MIB * num_processes)
-    return int(os.environ.get(CACHE_MIB_VARIABLE, "0")) or max(1, own)
+    given = int(os.environ.get(CACHE_MIB_VARIABLE, "0")) * MIB
+    return given or int(num_memory_bytes() * CACHE_SHARE) // num_sharing()
 
 
 def num_cores() -> int:
