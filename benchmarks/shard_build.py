@@ -110,6 +110,7 @@ WRITERS: dict[str, Callable[[Path, Path], None]] = {
 def child(subject: str, made: Path) -> None:
     """Write once and print seconds, peak memory in MB and how many images were stored."""
     importlib.import_module("apache_beam")
+    importlib.import_module(shards.DEFAULT_RUNNER.rpartition(".")[0])  # else by the pipeline, of which it is no work
     folder = Path(tempfile.mkdtemp(dir=made))
     try:
         begin = time.perf_counter()

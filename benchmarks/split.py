@@ -16,12 +16,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from benchmarks.measure import alternate, ratio, report
 from medssl.config import DataConfig, SplitConfig
@@ -55,12 +52,11 @@ def generate(path: Path, num_images: int) -> None:
 
 
 def split_alone(root: Path, config: SplitConfig) -> dict[str, int]:
-    """Images of each split, by the product's reader of cells, keyed hash and packing."""
+    """Images of each split, by the product's reader of cells and paths, keyed hash and packing."""
     cells = read_cells(root, TABLE, setting="data.train_table", required=("Path",))
-    parts: Any = pc.extract_regex(cells.columns["Path"], f"(?P<patient>{PATIENT})")
-    counted: Any = pa.table({"patient": parts.field(0)}).group_by("patient").aggregate([([], "count_all")])
-    ranks = splits.label_ranks(counted["patient"].to_pylist(), seed=config.seed, draw=0)
-    sizes = counted["count_all"].to_numpy()[np.argsort(ranks, kind="stable")]
+    (patient,) = chexpert.components(cells.columns["Path"], "patient")
+    ranks = splits.label_ranks(patient.dictionary.to_pylist(), seed=config.seed, draw=0)
+    sizes = np.bincount(patient.indices)[np.argsort(ranks, kind="stable")]
     groups = packing.pack(sizes, np.array([int(config.sizes[split]) for split in splits.FILL_ORDER]))
     assert groups is not None
     images = np.bincount(groups, weights=sizes, minlength=3)

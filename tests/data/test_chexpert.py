@@ -8,6 +8,7 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from medssl import schema
@@ -141,6 +142,38 @@ def test_blank_rows_and_line_breaks_in_cells_do_not_shift_row_numbers(tmp_path):
     broken = '"Set/train/patient00009/study1/view1_frontal.jpg\n",Male,1,Frontal,AP' + "," * 14
     text = "\r\n".join([lines[0], lines[1], "", broken, "   ", "," * 18, lines[2], bad, ""])
     assert 'column "Sex" holds a text of 5 characters in 1 row (row 8);' in error_of(tmp_path, text)
+
+
+@pytest.fixture
+def four_threads():
+    before = pa.cpu_count()
+    pa.set_cpu_count(4)
+    yield
+    pa.set_cpu_count(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_table_of_many_blocks_has_the_cells_and_row_numbers_that_python_finds(tmp_path, line_end, quote):
+    # Over 2 MB, lines of different lengths: breaks fall anywhere within the parser's blocks.
+    lines = [f"{quote}{'x' * (i % 97)}é{i}{quote},{i % 7}," for i in range(40_000)]
+    for with_blank_lines in (False, True):
+        if with_blank_lines:
+            lines[100], lines[30_001], lines[39_999] = "", "  ", ""
+        text = line_end.join(["a,b,c", *lines]) + line_end
+        (tmp_path / "t.csv").write_text(text, newline="")
+        found = cells_module.read(tmp_path, "t.csv", setting="", required=("c", "a", "b"))
+        expected = [
+            (n, row) for n, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1) if "".join(row).strip()
+        ][1:]
+        assert found.rows.tolist() == [n for n, _ in expected]
+        for i, column in enumerate("abc"):
+            assert found.columns[column].to_pylist() == [row[i] for _, row in expected]
+    lines[35_000] = "too,many,cells,here"
+    (tmp_path / "t.csv").write_text(line_end.join(["a,b,c", *lines]), newline="")
+    with pytest.raises(BadInputError, match=r"in 1 row \(row 35002; row 35002 has 4"):
+        cells_module.read(tmp_path, "t.csv", setting="", required=("a",))
 
 
 def test_row_numbers_are_right_far_down_a_long_table(tmp_path):

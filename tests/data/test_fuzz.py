@@ -218,14 +218,39 @@ def test_every_name_that_is_safe_stays_below_the_folder(name):
 @example("00000001_000.png\n")
 def test_every_path_that_a_pattern_takes_stays_below_the_folder(path):
     text = pa.array([path.encode(errors="replace").decode()])
-    parts = pc.extract_regex(text, chexpert.PATH_PATTERN)[0].as_py()
-    if parts is not None:
-        file = "/".join(parts[part] for part in ("folder", "patient", "study", "name"))
+    parts = [part[0].as_py() for part in chexpert.components(text, "folder", "patient", "study", "name")]
+    if None not in parts:
+        file = "/".join(parts)
         assert is_below(file)
         assert file == posixpath.normpath(file)
         assert file.isprintable()
     if pc.extract_regex(text, nih.FILE_PATTERN)[0].as_py() is not None:
         assert re.fullmatch(r"\d+_\d+\.(png|jpg|jpeg)", path, re.ASCII)
+
+
+COMPONENTS = st.sampled_from(
+    [
+        "", "Set", "train", "valid", "trains", "patient00001", "patient123456", "patient0001", "xpatient00001",
+        "study1", "study", "view1_frontal.jpg", "view22_lateral.jpeg", "view1_frontal.jpg\n", "view1_frontal.gif", "é",
+    ]
+)  # fmt: skip
+WHOLE = st.tuples(
+    st.sampled_from(["Set", ".."]), st.sampled_from(["train", "valid"]), *[COMPONENTS] * 2, st.just("view1_frontal.png")
+)
+FORM = re.compile(
+    r"([^/]+)/(train|valid)/(patient[0-9]{5,})/(study[0-9]+)/(view[0-9]+_(?:frontal|lateral)\.(?:jpg|jpeg|png))"
+)
+
+
+@settings(quick, max_examples=500)
+@given(st.lists(st.one_of(WHOLE, st.lists(COMPONENTS, max_size=7)).map("/".join), max_size=6))
+@example(["Set/train/patient00001/study1/view1_frontal.jpg", "", "a/b/c/d/e/f", "a/b/c/d/e"])
+@example(["Set/trains/patient00001/study1/view1_frontal.jpg", "Set/train/patient00001/study1/view1_frontal.jpg\n"])
+def test_the_components_of_paths_are_those_that_one_expression_finds(paths):
+    found = [part.to_pylist() for part in chexpert.components(pa.array(paths, pa.string()), *chexpert.PATH_PATTERNS)]
+    for path, *parts in zip(paths, *found, strict=True):
+        match = FORM.fullmatch(path)
+        assert (None if None in parts else tuple(parts)) == (match and match.groups())
 
 
 @quick

@@ -126,7 +126,7 @@ def test_the_same_bytes_come_from_any_number_of_workers(data_set, tmp_path, chan
     (data_set.root / "p3_v1.png").write_bytes(b"")
     workers = ["--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
     data_set.write_shards(tmp_path / "one", config, num_threads=1)
-    data_set.write_shards(tmp_path / "two", config, num_threads=3, pipeline_options=workers)
+    data_set.write_shards(tmp_path / "two", config, num_threads=5, pipeline_options=workers)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
@@ -361,8 +361,10 @@ def test_a_runner_given_by_name_replaces_the_default():
         assert shards._with_runner(own) == own
 
 
-def test_progress_counts_every_image_and_says_no_path(data_set, tmp_path, capsys):
-    data_set.write_shards(tmp_path / "out")
+@pytest.mark.parametrize("num_threads", [1, 5])
+def test_progress_counts_every_image_and_says_no_path(data_set, tmp_path, capsys, num_threads):
+    (data_set.root / "p3_v1.png").unlink()
+    data_set.write_shards(tmp_path / "out", num_threads=num_threads)
     captured = capsys.readouterr()
     assert "write_shards: 100/100 images" in captured.out
     assert str(tmp_path) not in captured.out + captured.err

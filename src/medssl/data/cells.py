@@ -8,11 +8,10 @@ import codecs
 import csv
 import difflib
 import gzip
-import io
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -191,8 +190,7 @@ def _header(name: str, text: bytes) -> list[str]:
     """Names of the columns, once the whole text is known to be UTF-8 and its rows to end where they should."""
     _check_text(name, text)
     try:
-        start = text[:MAX_HEADER_BYTES].decode("utf-8-sig", errors="ignore")  # of a character that is cut at the end
-        header = next(csv.reader(io.StringIO(start)), [])
+        header = next(csv.reader(_first_lines(text)), [])
     except csv.Error:  # a quotation mark that nothing closes makes a cell over csv's limit of 131072 characters
         raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
     if len(header) > MAX_COLUMNS:
@@ -203,15 +201,17 @@ def _header(name: str, text: bytes) -> list[str]:
     return header
 
 
+def _first_lines(text: bytes) -> Iterator[str]:
+    """The lines that may belong to row 1: more than one where a quoted cell holds a line break."""
+    begin, limit = len(codecs.BOM_UTF8) if text.startswith(codecs.BOM_UTF8) else 0, min(len(text), MAX_HEADER_BYTES)
+    while begin < limit:
+        end = text.find(b"\n", begin, limit) + 1 or limit
+        yield text[begin:end].decode(errors="ignore")  # of a character that is cut at the end
+        begin = end
+
+
 def _check_text(name: str, text: bytes) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:  # in chunks, as the whole text in memory a second time takes up to four times as much
-        for begin in range(0, len(text) + 1, CHUNK_BYTES):
-            decoder.decode(text[begin : begin + CHUNK_BYTES], final=begin + CHUNK_BYTES > len(text))
-        place = text.find(b"\0")
-    except UnicodeDecodeError as error:
-        # The decoder counts from its rest of the chunk before.
-        place = begin + error.start - (len(error.object) - len(text[begin : begin + CHUNK_BYTES]))
+    place = text.find(b"\0") if text.isascii() else _first_undecodable(text)
     if place >= 0:
         row = text.count(b"\n", 0, place) + 1
         raise BadInputError(f"{name} is not UTF-8 text (first seen in row {row}); save it as UTF-8")
@@ -219,8 +219,20 @@ def _check_text(name: str, text: bytes) -> None:
         raise BadInputError(f"{name} is empty; give the complete table")
     if b"\n" not in text and text.find(b"\r", 0, len(text) - 1) >= 0:
         raise BadInputError(f"{name} has lines that end in CR alone; save it with LF or CRLF at the end of each row")
-    if text.count(b'"') % 2:  # else the rest of the table would become part of one cell
+    if b'"' in text and text.count(b'"') % 2:  # else the rest of the table would become part of one cell
         raise BadInputError(f"{name} {CLOSE_QUOTES}")
+
+
+def _first_undecodable(text: bytes) -> int:
+    """Where the first NUL or byte that is not UTF-8 lies, -1 if nowhere."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:  # in chunks, as the whole text in memory a second time takes up to four times as much
+        for begin in range(0, len(text) + 1, CHUNK_BYTES):
+            decoder.decode(text[begin : begin + CHUNK_BYTES], final=begin + CHUNK_BYTES > len(text))
+    except UnicodeDecodeError as error:
+        # The decoder counts from its rest of the chunk before.
+        return begin + error.start - (len(error.object) - len(text[begin : begin + CHUNK_BYTES]))
+    return text.find(b"\0")
 
 
 def _missing(required: Sequence[str], header: Sequence[str]) -> str:
@@ -246,19 +258,12 @@ def _parse(name: str, text: bytes, required: Sequence[str]) -> tuple[dict[str, C
         return "skip"
 
     try:
-        table = pyarrow.csv.read_csv(
-            io.BytesIO(text),
-            # Rows are numbered only when one thread parses; empty lines are kept because they count.
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),
-            parse_options=pyarrow.csv.ParseOptions(
-                newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=invalid
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=list(required),
-                column_types=dict.fromkeys(required, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )
+        # Rows are numbered only when one thread parses; most tables have no row whose number is asked for.
+        table = None if b'"' in text else _table(text, required, invalid, use_threads=True)
+        if table is None or ragged or blank:
+            ragged.clear()
+            blank.clear()
+            table = _table(text, required, invalid, use_threads=False)
     except pa.ArrowInvalid:  # its text quotes the table
         raise BadInputError(f"{name} {CLOSE_QUOTES}") from None
     if ragged:
@@ -279,6 +284,29 @@ def _parse(name: str, text: bytes, required: Sequence[str]) -> tuple[dict[str, C
             return columns, rows
     mask = pa.array(is_filled)
     return {name: column.filter(mask) for name, column in columns.items()}, rows[is_filled]
+
+
+def _table(
+    text: bytes, required: Sequence[str], invalid: Callable[[Any], Literal["skip"]], *, use_threads: bool
+) -> pa.Table:
+    has_quotes = b'"' in text
+    source: Any = pa.BufferReader(text)  # unlike an open file it is not copied piece by piece
+    return pyarrow.csv.read_csv(
+        source,
+        read_options=pyarrow.csv.ReadOptions(use_threads=use_threads),
+        parse_options=pyarrow.csv.ParseOptions(
+            quote_char='"' if has_quotes else False,  # the parser is faster where nothing can be quoted
+            newlines_in_values=has_quotes,
+            ignore_empty_lines=False,  # they count as rows
+            invalid_row_handler=invalid,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(required),
+            column_types=dict.fromkeys(required, pa.string()),
+            strings_can_be_null=False,
+            check_utf8=False,  # the whole text is known to be
+        ),
+    )
 
 
 def count(number: int) -> str:

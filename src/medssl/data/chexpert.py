@@ -6,8 +6,10 @@ in a table is checked here, once; no message holds a path or a patient's id.
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,11 +28,14 @@ FINDINGS = (
     "Fracture", "Support Devices",
 )  # fmt: skip
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
-# The first component is the name of the set's folder, which copies change; it is dropped.
-PATH_PATTERN = (
-    r"^[^/]+/(?P<folder>train|valid)/(?P<patient>patient[0-9]{5,})/(?P<study>study[0-9]+)"
-    r"/(?P<name>view[0-9]+_(?P<view>frontal|lateral)\.(?:jpg|jpeg|png))$"
-)
+# What a path consists of. The first component is the name of the set's folder, which copies change; it is dropped.
+PATH_PATTERNS = {
+    "set": "[^/]+",
+    "folder": "train|valid",
+    "patient": "patient[0-9]{5,}",
+    "study": "study[0-9]+",
+    "name": r"view[0-9]+_(?:frontal|lateral)\.(?:jpg|jpeg|png)",
+}
 FOLDERS = {"train": "train", "official_valid": "valid"}  # of the images, by source_split
 VIEWS = {"Frontal": "frontal", "Lateral": "lateral"}
 SEXES = {"Female": "female", "Male": "male", "Unknown": None, "": None}
@@ -81,14 +86,43 @@ def read(root: Path, config: DataConfig, key: PatientKey, *, with_files: bool = 
     return finish(rows, dataset=config.name, key=key, summary=summary)
 
 
+def components(paths: Column, *names: str) -> list[Column]:
+    """Components of each path, dictionary-encoded, with null where a path or a component is not of the form.
+
+    Split at the slashes and matched once for each distinct text, this takes less than half the time of one regular
+    expression over all paths.
+
+    Args:
+        paths: As the table has them.
+        names: Of PATH_PATTERNS.
+    """
+    split: Column = pc.split_pattern(paths, "/")
+    num_parts = len(PATH_PATTERNS)
+    is_whole = pc.equal(split.value_lengths(), pa.scalar(num_parts, pa.int32()))
+    if not pc.all(is_whole).as_py():
+        split = pc.if_else(is_whole, split, pa.scalar([None] * num_parts, pa.list_(pa.string())))
+    flat = split.flatten()
+    found = []
+    for name in names:
+        at = list(PATH_PATTERNS).index(name)
+        encoded = flat.take(pa.array(np.arange(at, len(flat), num_parts))).dictionary_encode()
+        is_right = pc.match_substring_regex(encoded.dictionary, f"^(?:{PATH_PATTERNS[name]})$")
+        texts = pc.if_else(is_right, encoded.dictionary, pa.scalar(None, pa.string()))
+        found.append(pa.DictionaryArray.from_arrays(encoded.indices, texts))
+    return found
+
+
 def _names(cells: Cells, expected_folder: str) -> _Names:
-    parts: Column = pc.extract_regex(cells.columns["Path"], PATH_PATTERN)
+    encoded = components(cells.columns["Path"], *PATH_PATTERNS)
+    parts = [part.cast(pa.string()) for part in encoded]
     cells.reject(
-        parts.is_null(),
+        reduce(pc.or_, [part.is_null() for part in parts]),
         'column "Path" is not of the form SET/train/patient…/study1/view1_frontal.jpg',
         "expected train or valid, patient and at least 5 digits, study, view, and jpg, jpeg or png",
     )
-    folder, patient, study, name, view = (parts.field(i) for i in range(5))
+    _, folder, patient, study, name = parts
+    view: Column = pc.extract_regex(encoded[-1].dictionary, "_(?P<view>frontal|lateral)").field(0)
+    view = view.take(encoded[-1].indices)
     cells.reject(
         pc.not_equal(folder, pa.scalar(expected_folder)),
         f'column "Path" names another folder than {expected_folder}',

@@ -164,22 +164,28 @@ def linked(num: int, a: Ints, b: Ints) -> Ints:
 
 def follow(names: Names, group_of_unit: Ints) -> None:
     """Who shares a picture with a patient whose split is decided follows him; evaluation goes before training."""
+    is_open = (names == "") | (names == schema.UNLABELLED)
+    if is_open.all() or not is_open.any():
+        return
     rank = {name: i for i, name in enumerate(PRECEDENCE)}
     decided: dict[int, str] = {}
-    for group, name in zip(group_of_unit.tolist(), names.tolist(), strict=True):
+    for group, name in zip(group_of_unit[~is_open].tolist(), names[~is_open].tolist(), strict=True):
         if name in rank and rank[name] < rank.get(decided.get(group, ""), len(rank)):
             decided[group] = name
-    for i in np.flatnonzero((names == "") | (names == schema.UNLABELLED)):
+    for i in np.flatnonzero(is_open):
         names[i] = decided.get(int(group_of_unit[i]), names[i])
 
 
 def follow_owner(units: Units) -> None:
     """Studies or images without labels go where another one of their patient is evaluated, and to no pretraining."""
+    is_unlabelled = units.names == schema.UNLABELLED
+    if not is_unlabelled.any():
+        return
     evaluated: dict[str, str] = {}
     for patient, name in zip(units.patient_ids.tolist(), units.names.tolist(), strict=True):
         if name in PRECEDENCE[:3]:
             evaluated[patient] = name
-    for i in np.flatnonzero(units.names == schema.UNLABELLED):
+    for i in np.flatnonzero(is_unlabelled):
         units.names[i] = evaluated.get(units.patient_ids[i], units.names[i])
 
 
@@ -191,5 +197,7 @@ def num_grouped_patients(units: Units, group_of_unit: Ints) -> int:
 
 def num_torn_groups(units: Units, group_of_unit: Ints) -> int:
     """Groups that share a picture and yet lie in two splits."""
-    places = Counter(group for group, _ in set(zip(group_of_unit.tolist(), units.names.tolist(), strict=True)))
+    is_shared = np.bincount(group_of_unit)[group_of_unit] > 1
+    members = zip(group_of_unit[is_shared].tolist(), units.names[is_shared].tolist(), strict=True)
+    places = Counter(group for group, _ in set(members))
     return sum(count > 1 for count in places.values())
