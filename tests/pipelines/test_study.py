@@ -280,10 +280,10 @@ def test_another_arm_leaves_the_items_of_the_others_as_they_were(tmp_path: Path)
 
 
 def test_pretraining_is_told_the_task_for_its_probe_alone() -> None:
-    (probed,) = make_plan(load_study(DEMO)).simclr
+    (probed,) = make_plan(load_study(DEMO)).levels[0]
     assert probed["task"] == load_study(DEMO).task.dump()
     overrides = ["pretraining.simclr.probe=false", "task.uncertain=u_ones"]
-    (unprobed,) = make_plan(load_study(DEMO, overrides)).simclr
+    (unprobed,) = make_plan(load_study(DEMO, overrides)).levels[0]
     assert "task" not in unprobed
 
 
