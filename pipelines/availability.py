@@ -44,13 +44,13 @@ def without(study: Study, reasons: Mapping[str, str]) -> Study:
         raise BadInputError("no arm can run: " + "; ".join(f"{arm} {reason}" for arm, reason in not_run.items()))
     pretraining = tuple(run for run in study.pretraining if run.name not in lost)
     used = {run.dataset for run in pretraining}
-    pairs = tuple(pair for pair in study.compare.pairs if not set(pair) & set(not_run))
-    return study.model_copy(
+    left = study.model_copy(update={"arms": arms})
+    pairs = tuple(pair for pair in study.compare.pairs if set(pair) <= left.comparable)
+    return left.model_copy(
         update={
             "weights": tuple(one for one in study.weights if one.name not in lost),
             "pretraining_data": tuple(one for one in study.pretraining_data if one.name in used),
             "pretraining": pretraining,
-            "arms": arms,
             "not_run": not_run,
             "compare": study.compare.model_copy(update={"pairs": pairs}),
         }

@@ -114,6 +114,8 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("pretraining.0.grid={tau: [0.1, 0.5]}", 'unknown key "pretraining.0.tau"'),
         ("pretraining.1.init=micle", "cannot start from itself"),
         ("pretraining.0.warmup_steps=100000", "warmup_steps 100000 must be below"),
+        ("arms.random.label_fractions=[0.3]", r"random: label_fractions \[0.3\] are not in finetune.label_fractions"),
+        ("arms.random.group=simclr", "random: group simclr is the name of an arm"),
         ("compare.pairs=[[a, b]]", "'a', 'b'.* are not among the arms"),
         ("shards.num_parts=3", "power of two"),
         ("arms=[]", "at least one arm"),

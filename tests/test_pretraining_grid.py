@@ -33,6 +33,7 @@ def test_there_is_a_run_and_an_arm_a_point_and_others_stay(num_rates: int, num_t
     assert expanded["pretraining"][-1] == {"name": "other"}
     assert [arm.get("init") for arm in expanded["arms"]] == [*names, "other", None]
     assert [arm["name"] for arm in expanded["arms"]] == [*(f"x-{i + 1}" for i in range(len(points))), "y", "z"]
+    assert [arm.get("group") for arm in expanded["arms"]] == [*("x" for _ in points), None, None]
 
 
 def test_a_grid_on_top_of_a_grid_starts_from_each_point_whatever_the_order_in_the_file() -> None:
@@ -54,7 +55,7 @@ def test_a_grid_on_top_of_a_grid_starts_from_each_point_whatever_the_order_in_th
 
 
 def test_a_study_file_with_a_grid_is_a_study_of_all_its_points() -> None:
-    pairs = "compare.pairs=[[micle-1, micle-2], [micle-1, random]]"
+    pairs = "compare.pairs=[[micle-1, micle-2], [micle, random]]"
     study = load_study(DEMO, ["pretraining.micle.grid={temperature: [0.1, 0.5]}", pairs])
     assert [run.name for run in study.pretraining] == ["simclr", "micle-1", "micle-2"]
     assert [run.temperature for run in study.pretraining] == [0.1, 0.1, 0.5]

@@ -415,6 +415,10 @@ class ArmConfig(Section):
     encoder: Name
     init: Name = RANDOM_INITIALIZATION
     method: str  # as the paper prints it: "Random Initialization", "SimCLR CheXpert", "MICLe ImageNet->Derm"
+    # Arms of one group are variants of one method, such as the points of a pretraining grid: validation chooses which
+    # of them stands for it in comparisons. "": the arm stands for itself.
+    group: Name | Literal[""] = ""
+    label_fractions: tuple[Fraction, ...] = ()  # those of finetune.label_fractions at which it is trained; (): all
 
 
 class FinetuneConfig(Section):
@@ -451,6 +455,10 @@ class FinetuneConfig(Section):
                 )
         _check_precision("finetune", self.precision, self.image_size_px)
         return self
+
+    def of(self, arm: ArmConfig) -> Self:
+        """The settings of one arm, which may be trained at some of the label fractions only."""
+        return self.model_copy(update={"label_fractions": arm.label_fractions}) if arm.label_fractions else self
 
 
 class PredictConfig(Section):
@@ -612,6 +620,11 @@ class Study(Section):
             if init in runs and encoder_of[init] != encoder:
                 raise ValueError(f"{kind}: {name} and its init {init} have different encoders")
         self._check_pretraining()
+        for arm in self.arms:
+            if foreign := sorted(set(arm.label_fractions) - set(self.finetune.label_fractions)):
+                raise ValueError(f"arms: {arm.name}: label_fractions {foreign} are not in finetune.label_fractions")
+            if arm.group in arms:
+                raise ValueError(f"arms: {arm.name}: group {arm.group} is the name of an arm; choose another")
         for key, sets in (("external", self.external), ("pretraining_data", self.pretraining_data)):
             for one in sets:
                 if one.root is None or one.generate is not None or one.unlabelled:
@@ -628,8 +641,8 @@ class Study(Section):
                 f"possible: patient, {own}"
             )
         for pair in self.compare.pairs:
-            if unknown := sorted(set(pair) - arms):
-                raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(arms)}")
+            if unknown := sorted(set(pair) - self.comparable):
+                raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(self.comparable)}")
         for level, count in (("pretraining", len(runs)), ("arms", len(arms)), ("external", len(self.external))):
             if count > MAX_LOOP_ITEMS:
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")
@@ -656,6 +669,11 @@ class Study(Section):
             raise ValueError(
                 f"pretraining: {num_levels} runs start one from another; at most {MAX_PRETRAINING_LEVELS} can"
             )
+
+    @property
+    def comparable(self) -> set[str]:
+        """Names that a comparison may give: those of arms, and of groups of arms."""
+        return {name for arm in self.arms for name in (arm.name, arm.group) if name}
 
     @property
     def levels(self) -> tuple[tuple[PretrainRun, ...], ...]:

@@ -1,7 +1,7 @@
 """Grids of pretraining settings in a study file: shorthand for as many runs, and arms, as it has points (spec 1.6).
 
 Which point is best, validation of the fine-tuned models tells: each has an arm of its own, and all of them the same
-method.
+method and group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ def expand(study: Mapping[str, Any]) -> dict[str, Any]:
     """A study, as read from YAML, with each run that has a grid replaced by one run a point.
 
     Point number i of the run NAME is called NAME-i, from 1, the last key of the grid changing fastest. A run or an arm
-    that starts from NAME is replaced likewise, so that it starts from each of the points.
+    that starts from NAME is replaced likewise, so that it starts from each of the points; these arms are a group with
+    the name of the one that they replace.
 
     Raises:
         ValueError: A grid is not a list of values by key, or gives a key that the run itself gives.
@@ -40,7 +41,12 @@ def expand(study: Mapping[str, Any]) -> dict[str, Any]:
     expanded = {**study, "pretraining": runs}
     if _are_mappings(arms):
         expanded["arms"] = [
-            own | ({"name": f"{arm['name']}-{i}"} if arm.get("init") in number_of and "name" in arm else {})
+            own
+            | (
+                {"group": arm["name"], "name": f"{arm['name']}-{i}"}
+                if arm.get("init") in number_of and "name" in arm
+                else {}
+            )
             for arm in arms
             for i, own in enumerate(_starts(arm, number_of), start=1)
         ]

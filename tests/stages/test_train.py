@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 
-from medssl.config import FinetuneConfig
+from medssl.config import FinetuneConfig, load_study
 from medssl.exit_codes import BadInputError
 from medssl.stages.train import choose, grid, mark_selected, repeats
+
+DEMO = Path(__file__).parents[2] / "pipelines" / "studies" / "demo.yaml"
 
 
 def settings(**changes: object) -> FinetuneConfig:
@@ -82,3 +86,13 @@ def test_the_selected_repeat_is_the_best_by_validation_one_a_cell() -> None:
     ]
     selected = [(o["label_fraction"], o["repeat"]) for o in mark_selected(outcomes) if o["is_selected"]]
     assert selected == [(0.1, 1), (1.0, 0)]
+
+
+def test_an_arm_is_searched_and_repeated_at_its_own_label_fractions() -> None:
+    study = load_study(DEMO, ["arms.random.label_fractions=[0.05]"])
+    random, simclr = study.arms[:2]
+    own, all_of_them = study.finetune.of(random), study.finetune.of(simclr)
+    assert {item["label_fraction"] for item in grid(own)} == {0.05}
+    assert {item["label_fraction"] for item in grid(all_of_them)} == {1.0}
+    chosen = [item | {"arm_id": "random"} for item in grid(own)[:1]]
+    assert [item["label_fraction"] for item in repeats(own, chosen, draws=1)] == [0.05] * study.finetune.repeats

@@ -177,6 +177,7 @@ def search_hyperparameters(
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm over the grid; only validation scores leave this stage."""
+    settings = settings.of(arm)
     initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     with steps.start(
         "search_hyperparameters",
@@ -229,6 +230,7 @@ def finetune(
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm with its chosen settings at every label fraction, several times."""
+    settings = settings.of(arm)
     initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     selection = store.open(selection_uri, kind="selection")
     chosen = [row for row in json.loads((selection.folder / layout.SELECTION).read_text()) if row["chosen"]]
