@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 STUDY ?= pipelines/studies/demo.yaml
 OUT ?=
 SET ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: STUDY=<study file> OUT=<folder of results> SET='section.key=value …' (no blanks in a value) PYTHON=<python 3.11>"
+	@echo "  variables: JOBS=<processes of tests> STUDY=<study file> OUT=<folder of results> SET='section.key=value …' (no blanks in a value) PYTHON=<python 3.11>"
 
 setup: $(READY) ## make the virtual environment .venv with pinned versions
 
@@ -37,7 +38,7 @@ compile: $(READY) ## write the pipeline of STUDY as KFP's YAML to OUT (default: 
 	@$(BIN)/python -m pipelines compile "$(STUDY)" --out "$(or $(OUT),runs/$(notdir $(STUDY)))" $(foreach s,$(SET),--set "$(s)")
 
 test: $(READY) ## run the tests, but for those that take minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

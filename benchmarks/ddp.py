@@ -22,9 +22,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
 from benchmarks.measure import alternate, ratio, show
+from medssl.config import Precision
 
 RANKS, ALONE, APART = "two ranks", "one process", "two processes apart"
-SETTINGS = [(depth, dtype) for depth in (18, 50) for dtype in ("float32", "bfloat16")]
+SETTINGS: list[tuple[int, Precision]] = [(18, "float32"), (18, "bf16"), (50, "float32"), (50, "bf16")]
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Work:
 
     Attributes:
         depth: Of the ResNet.
-        dtype: Of autocast; float32 is none.
+        precision: Of the run.
         num_pairs: Pairs of views of each process.
         size_px: Side of the images.
         num_steps: Of one figure.
     """
 
     depth: int
-    dtype: str
+    precision: Precision
     num_pairs: int
     size_px: int
     num_steps: int
@@ -52,28 +53,28 @@ def worker(work: Work, rank: int, world_size: int, port: int, orders: Connection
     import torch
     from torch import nn
 
-    from medssl.model.losses import nt_xent
+    from medssl.config import PretrainRun
     from medssl.model.networks import ProjectionHead, ResNet
+    from medssl.train.contrastive import prepare, train_step
     from medssl.train.distributed import process_group
     from medssl.train.optim import lars
+
+    settings = {"method": "simclr", "encoder": "resnet", "num_steps": 1, "precision": work.precision}
+    run = PretrainRun(name="ddp", batch_size=world_size * work.num_pairs, image_size_px=work.size_px, **settings)
 
     torch.set_num_threads(1)
     with process_group() as ranks:
         torch.manual_seed(0)
         encoder = ResNet(depth=work.depth, width=1)
-        model = ranks.wrap(nn.Sequential(encoder, ProjectionHead(encoder.representation_dim)))
-        optimizer = lars(model, lr=0.1, weight_decay=1e-6)
+        head = ProjectionHead(encoder.representation_dim)
+        model = prepare(encoder, head, run, ranks).train()
+        optimizer = lars(nn.Sequential(encoder, head), lr=0.1, weight_decay=1e-6)
         views = torch.rand(2 * work.num_pairs, 3, work.size_px, work.size_px)
-        views = views.contiguous(memory_format=torch.channels_last)
+        views = views.contiguous(memory_format=torch.channels_last).chunk(2)
         while orders.recv():
             begin = time.perf_counter()
             for _ in range(work.num_steps):
-                with torch.autocast("cpu", torch.bfloat16, enabled=work.dtype == "bfloat16"):
-                    z_a_ND, z_b_ND = model(views).chunk(2)
-                    loss = nt_xent(z_a_ND, z_b_ND, temperature=0.1, reduction="paper", group=ranks.group)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                train_step(model, optimizer, views, run, ranks, learning_rate=0.1)
             orders.send((time.perf_counter() - begin) / work.num_steps)
 
 
@@ -123,16 +124,16 @@ def main() -> None:
     """Measure every setting; print tables and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--pairs", type=int, default=32, help="of each process")
-    parser.add_argument("--size-px", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=64, help="of each process")
+    parser.add_argument("--size-px", type=int, default=96)
     parser.add_argument("--quick", action="store_true", help="ResNet-18, 8 pairs of 32 px, 3 repeats")
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.pairs, options.size_px = 3, 8, 32
     efficiency, apart, medians = {}, {}, {}
-    for depth, dtype in SETTINGS[:2] if options.quick else SETTINGS:
-        name = f"ResNet-{depth}, {dtype}"
-        work = Work(depth, dtype, options.pairs, options.size_px, num_steps=1)
+    for depth, precision in SETTINGS[:2] if options.quick else SETTINGS:
+        name = f"ResNet-{depth}, {precision}"
+        work = Work(depth, precision, options.pairs, options.size_px, num_steps=1)
         figures = measured(work, options.repeats)
         print(name)
         show(figures, "ms")

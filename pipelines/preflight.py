@@ -83,8 +83,4 @@ def _check_batches(study: Study, pools: Mapping[str, pa.Table]) -> None:
                 f"pretraining: {run.name}: batch_size is {run.batch_size}, but {place} has "
                 f"{num_units} {thing}; lower it to at most that"
             )
-        if run.batch_size % study.resources.processes:
-            raise BadInputError(
-                f"pretraining: {run.name}: batch_size {run.batch_size} must be a multiple of resources.processes, "
-                f"{study.resources.processes}"
-            )
+        run.check_processes(study.resources.processes)

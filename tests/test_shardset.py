@@ -12,7 +12,7 @@ from medssl import schema
 from medssl.config import ShardConfig
 from medssl.data import shards
 from medssl.exit_codes import BadInputError
-from medssl.shardset import Cohort, ShardSet, part_of, permutation, rank_share
+from medssl.shardset import Cohort, ShardSet, part_of, permutation
 
 SIZE_PX = 16
 SPLIT_OF = ("train", "train", "train", "validation", "test")  # of patient p: the entry p % 5
@@ -106,30 +106,6 @@ def test_every_image_is_as_likely_at_every_place():
         counts[np.arange(4), permutation(4, seed=1, epoch=epoch)] += 1
     # Chi-squared with 9 degrees of freedom exceeds 33.7 once in ten thousand.
     assert ((counts - 500) ** 2 / 500).sum() < 33.7
-
-
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 60), st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
-def test_the_ranks_shares_are_disjoint_and_together_are_every_global_batch(world_size, per_rank, spare, epoch):
-    batch_size = world_size * per_rank
-    order = permutation(batch_size + spare, seed=0, epoch=epoch)
-    shares = [
-        rank_share(order, rank=rank, world_size=world_size, global_batch_size=batch_size) for rank in range(world_size)
-    ]
-    num_batches = len(order) // batch_size
-    for b in range(num_batches):
-        together = [int(number) for share in shares for number in share[b]]
-        assert together == [int(number) for number in order[b * batch_size : (b + 1) * batch_size]]
-    assert all(share.shape == (num_batches, per_rank) for share in shares)
-
-
-@pytest.mark.parametrize(
-    ("rank", "world_size", "batch", "words"),
-    [(0, 3, 8, "multiple of the number of ranks"), (2, 2, 8, "rank 2 of 2"), (0, 1, 11, "10 images do not fill")],
-)
-def test_an_unequal_share_and_an_epoch_without_a_batch_are_refused(rank, world_size, batch, words):
-    with pytest.raises(ValueError, match=words):
-        rank_share(np.arange(10), rank=rank, world_size=world_size, global_batch_size=batch)
 
 
 # --- the shards ---

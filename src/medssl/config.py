@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import stat
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
@@ -26,7 +27,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, which is exact to here
-# Of the networks' forward pass; weights, their updates, batch norm's statistics and losses are float32 in both.
+# Of the networks' forward pass and, with bf16, of the products within the contrastive loss, whose sums are float32.
+# Weights, their updates and batch norm's statistics are float32 in both.
 Precision = Literal["float32", "bf16"]
 # With a smaller image a network's last stride acts on one pixel, for which the CPU library of torch 2.14 (oneDNN 3.12)
 # leaves part of a bf16 convolution's weight gradient unwritten: whatever was in memory.
@@ -76,8 +78,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def dump(self) -> dict[str, Any]:
-        """The section as plain JSON types, as it travels in a pipeline parameter."""
-        return self.model_dump(mode="json")
+        """The section as plain JSON types, as it travels in a pipeline parameter, which cannot be null."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 S = TypeVar("S", bound=Section)
@@ -367,10 +369,11 @@ class PretrainRun(Section):
     temperature: float = Field(0.1, gt=0)
     loss_reduction: Literal["paper", "code"] = "code"
     augmentation: Literal["simclr", "chexpert_pretrain", "micle_partial"] = "chexpert_pretrain"
-    augmentation_strength: float = Field(0.5, ge=0, le=2)
-    crop_area_min: float = Field(0.08, gt=0, le=1)
-    rotation_deg: float = Field(45.0, ge=0, le=180)
-    flip_probability: float = Field(0.5, ge=0, le=1)
+    # Each null: as the augmentation has it. Above 1.25, contrast and saturation would change sign.
+    augmentation_strength: float | None = Field(None, ge=0, le=1.25)
+    crop_area_min: float | None = Field(None, gt=0, le=1)
+    rotation_deg: float | None = Field(None, ge=0, le=180)
+    flip_probability: float | None = Field(None, ge=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     # Which two images make a MICLe pair: of one case, or of one patient (two studies).
     pair_within: Literal["case", "patient"] = "case"
@@ -379,7 +382,7 @@ class PretrainRun(Section):
     # torch.compile: pays on GPUs alone (a step on CPUs gets slower, and each start waits for a compiler) and rounds
     # differently, so it is one of the run's settings.
     compile: bool = False
-    # Pairs that one process puts through the network at a time; 0: its whole share of the batch. The loss has the
+    # Pairs that all processes together put through the network at a time; 0: the whole batch. The loss has the
     # negatives of the whole batch whatever this is; a forward pass more saves memory. Batch norm sees a micro batch.
     micro_batch_size: int = Field(0, ge=0)
     checkpoint_every_steps: Positive = 500
@@ -407,6 +410,21 @@ class PretrainRun(Section):
         _check_precision(f"pretraining: {self.name}", self.precision, self.image_size_px)
         return self
 
+    def check_processes(self, processes: int) -> None:
+        """Refuse a number of processes that cannot share the batches equally.
+
+        Raises:
+            ConfigError: A batch or a micro batch is no multiple of it.
+        """
+        for key in ("batch_size", "micro_batch_size"):
+            if (size := getattr(self, key)) % processes:
+                raise ConfigError(f"pretraining: {self.name}: {key} {size} must be a multiple of {processes} processes")
+
+    def that_counts(self) -> dict[str, Any]:
+        """The settings on which the result depends: not those of watching and of saving the state."""
+        watching = ("probe", "probe_every_steps", "on_collapse", "checkpoint_every_steps")
+        return {key: value for key, value in self.dump().items() if key not in watching}
+
 
 class ArmConfig(Section):
     """One row of a results table: an architecture and the way its weights begin."""
@@ -419,6 +437,12 @@ class ArmConfig(Section):
     # of them stands for it in comparisons. "": the arm stands for itself.
     group: Name | Literal[""] = ""
     label_fractions: tuple[Fraction, ...] = ()  # those of finetune.label_fractions at which it is trained; (): all
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if _has_repeats(_as_named(self.label_fractions)):
+            raise ValueError(f"arms: {self.name}: label_fractions must differ, found {list(self.label_fractions)}")
+        return self
 
 
 class FinetuneConfig(Section):
@@ -625,13 +649,19 @@ class Study(Section):
                 raise ValueError(f"arms: {arm.name}: label_fractions {foreign} are not in finetune.label_fractions")
             if arm.group in arms:
                 raise ValueError(f"arms: {arm.name}: group {arm.group} is the name of an arm; choose another")
-        for key, sets in (("external", self.external), ("pretraining_data", self.pretraining_data)):
-            for one in sets:
+        for key, further in (("external", self.external), ("pretraining_data", self.pretraining_data)):
+            for one in further:
                 if one.root is None or one.generate is not None or one.unlabelled:
                     raise ValueError(
                         f"{key}: {one.name}: such a data set has a root, and neither generate nor unlabelled"
                     )
-        _unique("names of data sets", [one.name for one in (self.data, *self.external, *self.pretraining_data)])
+        sets = (self.data, *self.external, *self.pretraining_data)
+        if _has_repeats([os.path.normpath(one.root) for one in sets if one.root]):
+            raise ValueError(
+                "data, external, pretraining_data: two of them have the same root; a set that pretraining or "
+                "evaluation sees as a whole must be another one, or its patients leak"
+            )
+        _unique("names of data sets", [one.name for one in sets])
         if self.task.kind == "conditions" and self.splits.group_by == "image":
             raise ValueError("splits.group_by: a study of conditions keeps a case whole; choose patient or study")
         own = "case" if self.task.kind == "conditions" else "image"
@@ -775,6 +805,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(f"study file {path.name}: expected sections with keys, found {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
+    if "not_run" in raw:
+        raise ConfigError(f'{path.name}: "not_run" is found out when a study is run; remove it')
     return validate(Study, raw, path.name)
 
 

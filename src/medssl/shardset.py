@@ -155,36 +155,6 @@ def permutation(num: int, *, seed: int, epoch: int) -> Order:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(num)
 
 
-def rank_share(order: Order, *, rank: int, world_size: int, global_batch_size: int) -> Order:
-    """The rank's slice of every global batch of an epoch; what does not fill a batch is left out.
-
-    The global batches are the same whatever the number of ranks.
-
-    Args:
-        order: Numbers in the order of the epoch, shape (num,).
-        rank: 0 to world_size - 1.
-        world_size: Number of ranks.
-        global_batch_size: Images of all ranks in a step.
-
-    Returns:
-        Shape (num // global_batch_size, global_batch_size // world_size), a view of `order`; row b are the rank's
-        images of batch b.
-
-    Raises:
-        ValueError: A batch cannot be shared equally, or there are too few images for one.
-    """
-    if global_batch_size % world_size or not 0 <= rank < world_size:
-        raise ValueError(
-            f"rank {rank} of {world_size} cannot take an equal share of a global batch of {global_batch_size}; "
-            "choose a batch_size that is a multiple of the number of ranks"
-        )
-    num_batches = len(order) // global_batch_size
-    if not num_batches:
-        raise ValueError(f"{len(order)} images do not fill one global batch of {global_batch_size}; lower batch_size")
-    batches = order[: num_batches * global_batch_size].reshape(num_batches, world_size, -1)
-    return batches[:, rank]
-
-
 @dataclass(frozen=True)
 class Cohort:
     """The images of one split that the shards hold, with their labels.

@@ -2,21 +2,20 @@
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from medssl import layout
 from medssl.code_version import stage_version
-from medssl.config import ConfigError, EncoderConfig
+from medssl.config import ConfigError, EncoderConfig, Name
 from medssl.stages import weights
 from medssl.store import Store
 
-# As config.Name has them.
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 # Spelt out, since torch takes seconds to import; a test compares them with medssl.train.imported.
 FORMATS = (
     "auto",
@@ -56,8 +55,12 @@ def add(parser: argparse.ArgumentParser, store: Callable[[argparse.Namespace], S
 
 
 def _import(options: argparse.Namespace, find_store: Callable[[argparse.Namespace], Store]) -> None:
-    if not _NAME.fullmatch(options.name):
-        raise ConfigError(f"--name {options.name[:80]}: expected small letters, digits, _ and -, at most 63 of them")
+    try:
+        TypeAdapter(Name).validate_python(options.name)
+    except ValidationError:
+        raise ConfigError(
+            f"--name {options.name[:80]}: expected small letters, digits, _ and -, at most 63 of them"
+        ) from None
     settings: dict[str, Any] = {
         "form": options.format,
         "depth": options.depth,

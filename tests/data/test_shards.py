@@ -130,7 +130,7 @@ def test_the_same_bytes_come_from_any_number_of_workers(data_set, tmp_path, chan
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def test_a_record_batch_has_256_rows_even_where_images_drop_out(tmp_path):
+def test_a_record_batch_has_128_rows_even_where_images_drop_out(tmp_path):
     data_set = DataSet(tmp_path / "set", num_patients=120)  # 300 images
     (data_set.root / "p0_v0.png").unlink()
     (data_set.root / "p50_v0.png").unlink()
@@ -138,7 +138,7 @@ def test_a_record_batch_has_256_rows_even_where_images_drop_out(tmp_path):
     reader = pa.ipc.open_file((tmp_path / "out" / "part-00000.arrow").read_bytes())
     sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
     assert sum(sizes) == 298
-    assert sizes == [256, 42]
+    assert sizes == [128, 128, 42]
 
 
 def test_unusable_files_are_listed_with_reasons_and_counted(data_set, tmp_path):
@@ -240,7 +240,7 @@ def test_tables_of_two_ingests_are_refused(data_set, tmp_path):
     ("owner", "name", "call", "num_parts", "left_pattern"),
     [
         ("imaging", "decode", 300, 4, "part-0000?.arrow"),  # the 300th of 500 images: some parts are complete
-        ("shards", "_record_batch", 1, 1, ".part-00000.arrow.*.tmp"),  # the first 256 images are in the file
+        ("shards", "_record_batch", 1, 1, ".part-00000.arrow.*.tmp"),  # the first images are in the file
     ],
 )
 def test_a_run_killed_in_the_middle_leaves_no_summary_and_the_next_gives_the_same_bytes(

@@ -476,11 +476,6 @@ def test_evaluation_resizes_as_torchvision_does(size_px, height, width):
         assert_rounded(view, as_levels(expected.clamp(0, 1)))
 
 
-def test_evaluation_can_keep_a_central_square():
-    images = noise(2, 1, 64, 80)
-    np.testing.assert_array_equal(evaluation(images, size_px=56, center_crop=0.875), images[:, 4:60, 12:68])
-
-
 def test_the_network_gets_floats_in_channels_last_order():
     batch = torch.from_numpy(noise(2, 3, 4, 5)[:, :, :4])
     unit = augment.to_unit(batch, torch.device("cpu"))
@@ -521,6 +516,4 @@ def test_wrong_arrays_and_counts_are_refused():
         with pytest.raises(ValueError, match="expected contiguous uint8"):
             view_of(bad, augment.none())
     with pytest.raises(ValueError, match="expected contiguous uint8"):
-        augment.evaluate(noise(1)[0], center_crop=None, out_SSC=np.empty((8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match="center_crop is 0"):
-        evaluation(noise(1, 1, 8, 8), size_px=8, center_crop=0)
+        augment.evaluate(noise(1)[0], out_SSC=np.empty((8, 8, 3), np.uint8))

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from medssl.train import augment
 from medssl.train.batches import Batches, Plan, Rows
 from medssl.train.distributed import Ranks
 from medssl.train.loader import Bags, Images
-from medssl.train.pretrain import Pairs, next_views
+from medssl.train.pretrain import Pairs, next_views, run_augmentation
 
 CPU = torch.device("cpu")
 NUM, SIZE, OUT = 24, 20, 16
@@ -107,7 +108,7 @@ def one_by_one(images: Images, plan: Plan, step: int, channels: int) -> list[byt
             out_SSC = np.empty((OUT, OUT, channels), np.uint8)
             pixels_HWC = original(image, channels).reshape(SIZE, SIZE, channels)
             if group.draws is None:
-                augment.evaluate(pixels_HWC, center_crop=None, out_SSC=out_SSC)
+                augment.evaluate(pixels_HWC, out_SSC=out_SSC)
             else:
                 augment.render(pixels_HWC, AUGMENTATION, group.draws, number, out_SSC)
             rows[row] = out_SSC.tobytes()
@@ -297,6 +298,33 @@ def test_the_shares_of_ranks_unite_to_the_global_batch(grey: Cohort, settings: d
     assert list(views_of(pairs, 0, 1, first_step=3)) == whole[3:]
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_micro_batch_holds_the_same_pairs_however_many_ranks_share_it(grey: Cohort, world_size: int) -> None:
+    pairs = pairs_of(grey, batch_size=8, micro_batch_size=4)
+    whole = next(views_of(pairs, 0, 1))
+    shares = [next(views_of(pairs, rank, world_size)) for rank in range(world_size)]
+    part = 4 // world_size
+    for piece in range(2):
+        together = list(chain.from_iterable(share[piece * part : (piece + 1) * part] for share in shares))
+        assert together == whole[piece * 4 : (piece + 1) * 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        ("simclr", augment.simclr(1.0)),
+        ("chexpert_pretrain", augment.chexpert_pretrain(0.5)),
+        ("micle_partial", augment.micle_partial()),
+    ],
+)
+def test_a_run_without_ranges_of_its_own_has_those_of_the_paper(
+    grey: Cohort, name: str, paper: augment.Augmentation
+) -> None:
+    assert run_augmentation(pairs_of(grey, augmentation=name).run, name) == paper
+    turned = pairs_of(grey, augmentation=name, rotation_deg=10, crop_area_min=0.5).run
+    assert run_augmentation(turned, name) == replace(paper, rotation_deg=10, crop_scale=(0.5, 1.0))
+
+
 def test_a_bag_of_one_image_gets_the_views_of_simclr_in_a_partial_run(grey: Cohort) -> None:
     pairs = pairs_of(grey, method="micle", augmentation="micle_partial", batch_size=3)
     bag_N = pairs.images.case_N.copy()
@@ -305,6 +333,6 @@ def test_a_bag_of_one_image_gets_the_views_of_simclr_in_a_partial_run(grey: Coho
     found: set[tuple[bool, bool]] = set()
     for step in range(6):
         for group in lonely.plan(step, Ranks(0, 1, CPU)):
-            is_full = group.augmentation == augment.simclr(pairs.run.augmentation_strength)
+            is_full = group.augmentation == augment.simclr()
             found.update((bool(is_lonely), is_full) for is_lonely in np.isin(group.image_N, (0, 1, 2)))
     assert found == {(True, True), (False, False)}

@@ -25,7 +25,7 @@ def test_weights_of_another_network_or_no_weights_are_refused(tmp_path: Path) ->
         load_weights(nn.Linear(3, 2), tmp_path / "x.safetensors")
 
 
-def test_only_a_whole_state_is_loaded(tmp_path: Path) -> None:
+def test_only_a_whole_state_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_state(tmp_path) is None
     for step in (1, 2):
         save_state(tmp_path, {"step": step, "model": {"w": torch.ones(3) * step}})
@@ -34,7 +34,10 @@ def test_only_a_whole_state_is_loaded(tmp_path: Path) -> None:
     assert (state["step"], state["model"]["w"].tolist()) == (2, [2.0, 2.0, 2.0])
     assert len(list(tmp_path.iterdir())) == 2
     (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:-1])
+    damaged = (tmp_path / STATE).read_bytes()
     assert load_state(tmp_path) is None
+    assert "damaged and has been put aside" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.glob("*.damaged")] == [damaged]
 
 
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:

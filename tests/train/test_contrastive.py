@@ -140,8 +140,8 @@ def test_compiling_and_micro_batches_keep_the_names_of_the_weights() -> None:
 def test_a_batch_that_cannot_be_shared_out_is_told() -> None:
     with pytest.raises(BadInputError, match="batch_size 12 must be a multiple of 5 processes"):
         prepare(*small_networks(), make_run(), Ranks(0, 5, torch.device("cpu")))
-    with pytest.raises(BadInputError, match="takes 6 pairs of a batch, which must be a multiple of micro_batch_size 4"):
-        prepare(*small_networks(), make_run(micro_batch_size=4), Ranks(0, 2, torch.device("cpu")))
+    with pytest.raises(BadInputError, match="micro_batch_size 4 must be a multiple of 3 processes"):
+        prepare(*small_networks(), make_run(micro_batch_size=4), Ranks(0, 3, torch.device("cpu")))
     with pytest.raises(ConfigError, match="batch_size 12 must be a multiple of micro_batch_size 5"):
         validate(PretrainRun, make_run().dump() | {"micro_batch_size": 5}, "study")
     with pytest.raises(ConfigError, match='unknown key "accumulate_steps"'):
@@ -164,10 +164,39 @@ with process_group() as ranks:
         reduced.append(1)
         return allreduce_hook(None, bucket)
     model.register_comm_hook(None, hook)
-    outcome = cached_gradients(model, *(view[mine] for view in make_views()), make_run(micro_batch_size=2), ranks)
+    outcome = cached_gradients(model, *(view[mine] for view in make_views()), make_run(micro_batch_size=4), ranks)
     grads = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.save({"loss": outcome.loss, "grads": grads, "reduced": len(reduced)}, f"{sys.argv[1]}/{ranks.rank}.pt")
 """
+
+
+WITH_NORMS = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_contrastive import cached_gradients, make_run, make_views, prepare, small_networks
+from medssl.train.distributed import process_group
+torch.set_num_threads(1)
+with process_group() as ranks:
+    encoder, head = small_networks()
+    run = make_run(micro_batch_size=4)
+    model = prepare(encoder, head, run, ranks).train()
+    mine = torch.arange(12).reshape(3, ranks.world_size, -1)[:, ranks.rank].flatten()  # a part of each micro batch
+    cached_gradients(model, *(view[mine] for view in make_views()), run, ranks)
+    torch.save(encoder.state_dict(), f"{sys.argv[1]}/{ranks.world_size}-{ranks.rank}.pt")
+"""
+
+
+def test_micro_batches_on_two_ranks_move_the_running_statistics_as_one_process_does(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WITH_NORMS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [str(tmp_path / "program.py"), str(tmp_path), str(Path(__file__).parent)]
+    for world_size in ("1", "2"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world_size]
+        subprocess.run([*command, *arguments], check=True, env=environment, timeout=120)
+    alone, first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("1-0", "2-0", "2-1"))
+    for name, expected in alone.items():
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+        torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_micro_batches_on_two_ranks_have_the_gradient_of_one_process_and_are_averaged_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from medssl.progress import Progress
 from medssl.shardset import part_name, part_of, read_summary
 from medssl.store import write_json
 
-BATCH_ROWS = 256  # rows of a record batch, of which a worker holds three at a time
+BATCH_ROWS = 128  # rows of a record batch, of which a worker holds three at a time
 PARTS_OF_TASK = 2  # written at the same time, so that one is read while the other is hashed and written
 # Beam's own default first tries to download a runner written in Go; this one runs in this process.
 DEFAULT_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

@@ -111,6 +111,8 @@ class SynchronisedBatchNorm(_BatchNorm):
             )
         y: Tensor
         y, mean_C, variance_C, count = _Normalised.apply(x, self.weight, self.bias, self.eps, self.group)
+        if not self.track_running_stats:
+            return y
         with torch.no_grad():
             self.running_mean.lerp_(mean_C, self.momentum)
             self.running_var.lerp_((variance_C * (count / (count - 1))).to(mean_C.dtype), self.momentum)

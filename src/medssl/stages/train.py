@@ -118,7 +118,7 @@ def pretrain(
         "pretrain",
         store=store,
         code_version=code_version,
-        config={"run": run.dump(), "encoder": encoder.dump()},
+        config={"run": run.that_counts(), "encoder": encoder.dump()},
         inputs={**data.artifacts, **_role("initial", initial)},
         lineage=_role("catalog", catalog) | (data.lineage if isinstance(data, OtherData) else {}),
         item=run.name,

@@ -299,25 +299,18 @@ def render(image_HWC: Pixels, augmentation: Augmentation, draws: Draws, row: int
 _NOTHING = draw(none(), np.zeros((1, NUM_UNIFORMS)), height=1, width=1)
 
 
-def evaluate(image_HWC: Pixels, *, center_crop: float | None, out_SSC: Pixels) -> None:
+def evaluate(image_HWC: Pixels, *, out_SSC: Pixels) -> None:
     """An image as the model sees it when nothing is drawn: resized to S x S, bicubic and antialiased.
+
+    All of it is kept and stretched: SimCLR's central crop can cut the costophrenic angles off a radiograph.
 
     Args:
         image_HWC: C-contiguous, 1 or 3 channels; not changed.
-        center_crop: Side of a central square as a share of the shorter side; SimCLR takes 0.875. None keeps
-            the whole image and stretches it: a crop can cut the costophrenic angles off a radiograph.
         out_SSC: C-contiguous, square, as many channels; overwritten.
 
     Raises:
-        ValueError: On arrays of another kind or a central crop outside (0, 1].
+        ValueError: On arrays of another kind.
     """
-    if center_crop is not None:
-        if not 0 < center_crop <= 1:
-            raise ValueError(f"center_crop is {center_crop}; expected a share in (0, 1], such as 0.875, or None")
-        height, width = image_HWC.shape[:2]
-        side = max(1, round(center_crop * min(height, width)))
-        top, left = (height - side) // 2, (width - side) // 2
-        image_HWC = np.ascontiguousarray(image_HWC[top : top + side, left : left + side])
     render(image_HWC, none(), _NOTHING, 0, out_SSC)
 
 
@@ -368,11 +361,11 @@ def apply(
     return views_NSSC
 
 
-def evaluation(images_NHWC: Pixels, *, size_px: int, center_crop: float | None = None) -> Pixels:
+def evaluation(images_NHWC: Pixels, *, size_px: int) -> Pixels:
     """Each image of a batch, uint8 (N, H, W, C), as `evaluate` makes it: uint8 (N, size, size, C)."""
     views_NSSC = np.empty((len(images_NHWC), size_px, size_px, images_NHWC.shape[-1]), np.uint8)
     for image_HWC, out_SSC in zip(images_NHWC, views_NSSC, strict=True):
-        evaluate(image_HWC, center_crop=center_crop, out_SSC=out_SSC)
+        evaluate(image_HWC, out_SSC=out_SSC)
     return views_NSSC
 
 

@@ -56,7 +56,7 @@ class Rows:
         """Write row `row_N[number]` of a batch from its image."""
         out_SSC = batch_NSSC[self.row_N[number]]
         if self.augmentation is None or self.draws is None:
-            augment.evaluate(image_HWC, center_crop=None, out_SSC=out_SSC)
+            augment.evaluate(image_HWC, out_SSC=out_SSC)
         else:
             augment.render(image_HWC, self.augmentation, self.draws, number, out_SSC)
 

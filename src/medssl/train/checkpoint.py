@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from medssl.progress import say
 from medssl.store import StoreError, file_digest, write_json
 
 STATE = "state.pt"
@@ -56,9 +57,13 @@ def save_state(work_dir: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(work_dir: Path) -> dict[str, Any] | None:
-    """The saved state, or None where there is none that is whole."""
+    """The saved state, or None where there is none; one that is damaged is put aside, which is said."""
     path = work_dir / STATE
-    if not path.is_file() or not (work_dir / f"{STATE}.{file_digest(path)[:16]}.json").is_file():
+    if not path.is_file():
+        return None
+    if not (work_dir / f"{STATE}.{file_digest(path)[:16]}.json").is_file():
+        path.replace(path.with_suffix(".damaged"))
+        say("the saved training state is damaged and has been put aside; training begins anew: check the disk")
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state

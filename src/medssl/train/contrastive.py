@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.config import PretrainRun
-from medssl.exit_codes import BadInputError
 from medssl.model.losses import nt_xent
 from medssl.model.networks import BATCH_NORM_MOMENTUM, ProjectionHead
 from medssl.train.distributed import Ranks
@@ -54,32 +53,22 @@ def prepare(encoder: nn.Module, head: ProjectionHead, run: PretrainRun, ranks: R
     `encoder` and `head` stay the owners of the parameters, under unchanged names.
 
     Raises:
-        BadInputError: The batch cannot be divided among the processes and their micro batches.
+        ConfigError: The batch, or a micro batch, cannot be divided among the processes.
     """
-    share, rest = divmod(run.batch_size, ranks.world_size)
-    if rest:
-        raise BadInputError(
-            f"{run.name}: batch_size {run.batch_size} must be a multiple of {ranks.world_size} processes"
-        )
-    if num_pieces(run, ranks) > 1 and share % run.micro_batch_size:
-        raise BadInputError(
-            f"{run.name}: each of {ranks.world_size} processes takes {share} pairs of a batch, which must be a "
-            f"multiple of micro_batch_size {run.micro_batch_size}"
-        )
+    run.check_processes(ranks.world_size)
     model = ranks.wrap(EncoderWithHead(encoder, head))
-    if num_pieces(run, ranks) > 1:
+    if num_pieces(run) > 1:
         for norm in _norms(model):
             # Each piece moves the running statistics; together they move them as far as one pass does.
-            norm.momentum = 1 - (1 - BATCH_NORM_MOMENTUM) ** (1 / num_pieces(run, ranks))
+            norm.momentum = 1 - (1 - BATCH_NORM_MOMENTUM) ** (1 / num_pieces(run))
     if run.compile:
         model.compile()
     return model
 
 
-def num_pieces(run: PretrainRun, ranks: Ranks) -> int:
-    """Micro batches in which a rank's share of a batch goes through the network; 1: the share at once."""
-    share = run.batch_size // ranks.world_size
-    return max(1, -(-share // run.micro_batch_size)) if run.micro_batch_size else 1
+def num_pieces(run: PretrainRun) -> int:
+    """Micro batches in which a batch goes through the network; 1: all at once."""
+    return run.batch_size // run.micro_batch_size if run.micro_batch_size else 1
 
 
 def train_step(
@@ -104,7 +93,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
-    outcome = (whole_gradients if num_pieces(run, ranks) == 1 else cached_gradients)(model, *views, run, ranks)
+    outcome = (whole_gradients if num_pieces(run) == 1 else cached_gradients)(model, *views, run, ranks)
     optimizer.step()
     return outcome
 
@@ -137,13 +126,14 @@ def cached_gradients(
     References:
         Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, section 3.
     """
-    pieces = list(zip(view_a_NCSS.split(run.micro_batch_size), view_b_NCSS.split(run.micro_batch_size), strict=True))
+    share = run.micro_batch_size // ranks.world_size
+    pieces = list(zip(view_a_NCSS.split(share), view_b_NCSS.split(share), strict=True))
     with torch.no_grad(), _running_statistics_untouched(model):
         halves = [_project(model, *piece, run)[1].chunk(2) for piece in pieces]
     z_a_ND, z_b_ND = (torch.cat(list(half)).requires_grad_() for half in zip(*halves, strict=True))
     loss = _loss(z_a_ND, z_b_ND, run, ranks)
     gradients = torch.autograd.grad(loss, (z_a_ND, z_b_ND))
-    by_piece = zip(*(gradient_ND.split(run.micro_batch_size) for gradient_ND in gradients), strict=True)
+    by_piece = zip(*(gradient_ND.split(share) for gradient_ND in gradients), strict=True)
     for number, (piece, gradient) in enumerate(zip(pieces, by_piece, strict=True), start=1):
         with nullcontext() if number == len(pieces) else _not_yet_averaged(model):
             representation_MR, z_MD = _project(model, *piece, run)

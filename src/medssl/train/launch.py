@@ -45,7 +45,7 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
 
     Raises:
         BadInputError: A worker found that its input cannot be used.
-        TerminatedError: SIGTERM came; the workers have saved their state.
+        TerminatedError: SIGTERM came; the message says whether the workers have saved their state.
         RuntimeError: A worker failed; its traceback has been printed.
     """
     processes = num_processes()
@@ -80,8 +80,10 @@ def launch(module: str, job: Section, job_path: Path, *, has_machine_alone: bool
     if code == 0 and not stopped:
         return
     reason = json.loads(failure_file.read_text()) if failure_file.is_file() else {}
-    if stopped or reason.get("exit_code") == TERMINATED:
+    if reason.get("exit_code") == TERMINATED:
         raise TerminatedError("training was stopped and has saved its state; run again to go on")
+    if stopped:
+        raise TerminatedError("training was stopped before it could save its state; run again from the last one saved")
     if reason.get("exit_code") == BAD_INPUT:
         raise BadInputError(reason["message"])
     raise RuntimeError(f"{module} failed with exit code {code}: {reason.get('message', 'see the lines above')}")

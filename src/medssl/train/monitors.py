@@ -19,11 +19,11 @@ from medssl.train.contrastive import Outcome
 from medssl.train.distributed import Ranks
 from medssl.train.history import COLLAPSED, History, last
 
-NUM_HISTORY_POINTS = 200  # of each training curve
+NUM_HISTORY_POINTS = 200  # of each training curve, at least, and less than twice as many; fewer steps: all
 MAX_STEPS_UNCHECKED = 50  # between two looks at whether the loss is finite, each of which waits for the device
 COLLAPSED_STD = 0.01  # of unit-length vectors times sqrt(their length); 1 when all directions are used evenly
 AT_CHANCE = 0.995  # of log(2N - 1), the loss where all projections coincide; fresh networks start near or above it
-PATIENCE_POINTS = 10  # consecutive points of the curves, 5 % of a run
+PATIENCE_POINTS = 10  # consecutive points of the curves, 2.5 to 5 % of a run of 200 steps or more
 
 
 @torch.no_grad()

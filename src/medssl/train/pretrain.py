@@ -5,6 +5,7 @@ Shape suffixes: N images of this rank's batch, C channels, S pixels a side, D pr
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ class Pairs:
         run = self.run
         units = batch_at(step, num_units=len(self), batch_size=run.batch_size, seed=run.seed)
         share = run.batch_size // ranks.world_size
-        units = units[ranks.rank * share : (ranks.rank + 1) * share]
+        # Of every micro batch a part, so that its pairs are the same however many processes there are.
+        units = units.reshape(contrastive.num_pieces(run), ranks.world_size, -1)[:, ranks.rank].ravel()
         epoch = step // (len(self) // run.batch_size)
         if self.bags is None:
             first = second = units
@@ -91,8 +93,8 @@ class Pairs:
             )
             for view, image_N in enumerate((first, second))
             for chosen, augmentation in (
-                (~is_alone, run_augmentation(run)),
-                (is_alone, augment.simclr(run.augmentation_strength)),
+                (~is_alone, run_augmentation(run, run.augmentation)),
+                (is_alone, run_augmentation(run, "simclr")),
             )
             if chosen.any()
         ]
@@ -138,20 +140,20 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def run_augmentation(run: PretrainRun) -> augment.Augmentation:
-    """The augmentation of a run: a preset of the paper with the run's own ranges."""
-    preset = {
-        "simclr": lambda: augment.simclr(run.augmentation_strength),
-        "chexpert_pretrain": lambda: augment.chexpert_pretrain(run.augmentation_strength),
-        "micle_partial": augment.micle_partial,
-    }[run.augmentation]()
-    return replace(
-        preset,
-        crop_scale=(run.crop_area_min, 1.0),
-        rotation_deg=run.rotation_deg,
-        flip_p=run.flip_probability,
-        interpolation=run.interpolation,
-    )
+def run_augmentation(run: PretrainRun, name: str) -> augment.Augmentation:
+    """A set of the paper by its name in study files, with the ranges that the run itself gives."""
+    strength = {} if run.augmentation_strength is None else {"strength": run.augmentation_strength}
+    if name == "micle_partial":
+        made = augment.micle_partial()
+    else:
+        made = {"simclr": augment.simclr, "chexpert_pretrain": augment.chexpert_pretrain}[name](**strength)
+    given: dict[str, Any] = {
+        "crop_scale": None if run.crop_area_min is None else (run.crop_area_min, 1.0),
+        "rotation_deg": run.rotation_deg,
+        "flip_p": run.flip_probability,
+        "interpolation": run.interpolation,
+    }
+    return replace(made, **{field: value for field, value in given.items() if value is not None})
 
 
 def _cohort(inputs: SetInputs) -> Cohort:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from medssl import labels, metrics, schema
 from medssl.config import Precision, TaskConfig
+from medssl.exit_codes import BadInputError
 from medssl.progress import say
 from medssl.shardset import Cohort, ShardSet, permutation
 from medssl.train import augment
@@ -195,7 +196,10 @@ def _draw_both(
         return "the data set has no labels"
     if not schema.rows_of(index, splits.filter(pc.equal(splits["split"], pa.scalar("validation")))).num_rows:
         return "there are no validation images"
-    classes = labels.classes(index, splits, task)
+    try:
+        classes = labels.classes(index, splits, task)
+    except BadInputError as error:  # pretraining needs no labels
+        return str(error)
     shards = ShardSet.open(job.inputs.shards_dir)
     samples = [
         Sample.draw(
@@ -217,5 +221,5 @@ def _pixels(cohort: Cohort, chosen: NDArray[np.int64], size_px: int) -> Tensor:
     """Images of some rows of a cohort as a network sees them in evaluation, uint8, shape (N, S, S, C)."""
     pixels_NSSC = np.empty((len(chosen), size_px, size_px, cohort.shards.channels), np.uint8)
     for number, out_SSC in zip(chosen.tolist(), pixels_NSSC, strict=True):
-        augment.evaluate(stored_pixels(cohort, number), center_crop=None, out_SSC=out_SSC)
+        augment.evaluate(stored_pixels(cohort, number), out_SSC=out_SSC)
     return torch.from_numpy(pixels_NSSC)

@@ -1,6 +1,7 @@
 """Turns a published checkpoint into an encoder here: finds its format and architecture, checks every name and shape."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def _form(checkpoint: Checkpoint, name: str, where: str) -> Form:
     if name != AUTO:
         return FORMS[name]
     fitting = [form for form in FORMS.values() if form.fits(checkpoint)]
-    if len(fitting) == 1:
+    if len(fitting) == 1 and (fitting[0].name != "torchvision" or _is_torchvisions_own(checkpoint, where)):
         return fitting[0]
     found = examples(sorted(checkpoint.tensors))
     if all(name.startswith("variables/") or not name.endswith(VALUE) for name in checkpoint.tensors) and any(
@@ -113,10 +114,17 @@ def _form(checkpoint: Checkpoint, name: str, where: str) -> Form:
         )
     if "conv1.weight" in checkpoint.tensors:
         raise WeightsError(
-            f"{where}: torchvision's names in a part state_dict, as several trainers write them, which scale images "
-            "differently; give --format torchvision or simclr_v1"
+            f"{where}: torchvision's names, which conversions of SimCLR have too, whose images are scaled differently; "
+            "give --format torchvision or simclr_v1 (known are files under the name NAME-DIGEST that torchvision gives)"
         )
     raise WeightsError(f"{where}: found tensors {found}; expected those of one of {', '.join(FORMS)}; give --format")
+
+
+def _is_torchvisions_own(checkpoint: Checkpoint, where: str) -> bool:
+    """Whether nothing else has such names, or the file's name ends with the beginning of its digest."""
+    named = re.search(r"-([0-9a-f]{8,64})\.\w+$", where)
+    is_named = named is not None and any(digest.startswith(named[1]) for digest in checkpoint.digests.values())
+    return is_named or "layer1.0.downsample.0.weight" not in checkpoint.tensors  # SimCLR's ResNets all have it
 
 
 def _config(checkpoint: Checkpoint, form: Form, where: str, *, depth: int | None, width: float | None) -> EncoderConfig:
