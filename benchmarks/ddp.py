@@ -61,7 +61,6 @@ def worker(work: Work, rank: int, world_size: int, port: int, orders: Connection
 
     settings = {"method": "simclr", "encoder": "resnet", "num_steps": 1, "precision": work.precision}
     run = PretrainRun(name="ddp", batch_size=world_size * work.num_pairs, image_size_px=work.size_px, **settings)
-
     torch.set_num_threads(1)
     with process_group() as ranks:
         torch.manual_seed(0)
@@ -69,12 +68,12 @@ def worker(work: Work, rank: int, world_size: int, port: int, orders: Connection
         head = ProjectionHead(encoder.representation_dim)
         model = prepare(encoder, head, run, ranks).train()
         optimizer = lars(nn.Sequential(encoder, head), lr=0.1, weight_decay=1e-6)
-        views = torch.rand(2 * work.num_pairs, 3, work.size_px, work.size_px)
-        views = views.contiguous(memory_format=torch.channels_last).chunk(2)
+        images = torch.rand(2 * work.num_pairs, 3, work.size_px, work.size_px)
+        view_a, view_b = images.contiguous(memory_format=torch.channels_last).chunk(2)
         while orders.recv():
             begin = time.perf_counter()
             for _ in range(work.num_steps):
-                train_step(model, optimizer, views, run, ranks, learning_rate=0.1)
+                train_step(model, optimizer, (view_a, view_b), run, ranks, learning_rate=0.1)
             orders.send((time.perf_counter() - begin) / work.num_steps)
 
 

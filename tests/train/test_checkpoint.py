@@ -36,7 +36,7 @@ def test_only_a_whole_state_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:-1])
     damaged = (tmp_path / STATE).read_bytes()
     assert load_state(tmp_path) is None
-    assert "damaged and has been put aside" in capsys.readouterr().err
+    assert "damaged and has been put aside" in capsys.readouterr().out
     assert [path.read_bytes() for path in tmp_path.glob("*.damaged")] == [damaged]
 
 
