@@ -390,14 +390,40 @@ def calibration_error(
 
 
 @compiled
-def fingerprints(bits_NP: Keys, value_N: Keys) -> None:
-    """A word for each row, equal for equal rows and different for different ones but by a chance of 2**-64."""
-    for i in range(len(bits_NP)):
-        value = ONE
-        for bits in bits_NP[i]:
-            value = (value ^ bits ^ (bits >> HALF_WORD)) * MIX_1
-            value ^= value >> HALF_WORD
-        value_N[i] = value
+def are_yes_or_no(hits_MNS: Doubles, found_S: NDArray[np.bool_]) -> None:
+    """Write which shares have no numbers but 0 and 1."""
+    found_S[:] = True
+    for hits_NS in hits_MNS:
+        for hits_S in hits_NS:
+            for s in range(len(found_S)):
+                hit = hits_S[s]
+                found_S[s] &= (hit == 0) | (hit == 1) | (hit != hit)
+
+
+@compiled
+def fingerprints(bits_MNS: Keys, value_N: Keys) -> None:
+    """A word for each unit, equal for equal units and different for different ones but by a chance of 2**-64."""
+    value_N[:] = ONE
+    for bits_NS in bits_MNS:
+        for i in range(len(value_N)):
+            value = value_N[i]
+            for bits in bits_NS[i]:
+                value = (value ^ bits ^ (bits >> HALF_WORD)) * MIX_1
+                value ^= value >> HALF_WORD
+            value_N[i] = value
+
+
+@compiled
+def are_equal(bits_MNS: Keys, other_N: Ints) -> bool:
+    """Whether each unit is equal to the one that it names."""
+    for bits_NS in bits_MNS:
+        for i in range(len(other_N)):
+            difference = np.uint64(0)
+            for s in range(bits_NS.shape[1]):
+                difference |= bits_NS[i, s] ^ bits_NS[other_N[i], s]
+            if difference:
+                return False
+    return True
 
 
 @compiled
