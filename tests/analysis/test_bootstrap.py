@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -329,3 +332,8 @@ def test_bad_arguments_are_named():
     wrong = Calibration(scores[:1], scores[:1])
     with pytest.raises(ValueError, match="calibration: truth"):
         paired_bootstrap(y_true, scores, patient_N, num_replicates=5, seed=0, calibration=wrong)
+
+
+def test_the_compiler_is_loaded_only_where_a_bootstrap_runs():
+    code = "import sys, medssl.analysis.compare, medssl.analysis.report; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
