@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from medssl.analysis import kernels
+from medssl.analysis.kernels import LANES
 from medssl.analysis.resampling import MAX_CLUSTERS, _ends, resample_weights, resamples
 
 
@@ -94,6 +96,21 @@ def test_ends_of_common_and_rare_counts_add_up_to_the_poisson_distribution(num_c
     expected = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(21)]
     np.testing.assert_allclose(chances, expected, rtol=1e-12, atol=1e-18)
     assert share_rare < 1 / 1000
+
+
+def test_drawn_items_are_taken_away_all_equally_likely():
+    # Of 4 + 1 + 1 items 3 are taken away: what is left of the first cluster is hypergeometric.
+    keys = np.random.default_rng(0).integers(2**64, size=(150, LANES), dtype=np.uint64)
+    left = np.empty(keys.shape, int)
+    for i, key_L in enumerate(keys):
+        count_CL = np.repeat(np.array([[4], [1], [1]], np.uint8), LANES, axis=1)
+        for lane, key in enumerate(key_L):
+            kernels._level(count_CL, lane, -3, 4, key)
+        np.testing.assert_array_equal(count_CL.sum(axis=0), 3)
+        left[i] = count_CL[0]
+    observed = np.bincount(left.ravel(), minlength=5)
+    assert observed[[0, 4]].sum() == 0
+    assert chi_square(observed[1:4], np.array([4, 12, 4]) / 20 * left.size) > 1e-3
 
 
 def test_no_count_is_above_the_bound_that_a_block_gives():
