@@ -43,6 +43,14 @@ def test_a_clusters_count_has_the_binomial_distribution(num_clusters):
     assert chi_square(observed, expected) > 1e-3
 
 
+def test_rare_counts_are_as_frequent_as_they_should_be():
+    observed = np.bincount(np.minimum(counts(3000, 1000), 9).ravel(), minlength=10)[4:]
+    expected = np.array([binomial(3000, k, 1 / 3000) for k in range(4, 9)])
+    expected = np.array([*expected, 1 - sum(binomial(3000, k, 1 / 3000) for k in range(9))]) * 3e6
+    assert expected[-1] > 3
+    assert (np.abs(observed - expected) < 4 * np.sqrt(expected)).all()
+
+
 def test_resamples_of_three_clusters_have_the_multinomial_distribution():
     drawn = counts(3, 60_000)
     outcomes = [(a, b, 3 - a - b) for a in range(4) for b in range(4 - a)]
