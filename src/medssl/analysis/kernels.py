@@ -476,12 +476,12 @@ def products(weight_GL: Codes, cell_K: Ints, factor_K: Doubles, end_P: Ints, sum
 
 @compiled
 def order_by(score_K: Doubles) -> Codes:
-    """Places of the scores in rising order, equal ones as they come: sorted by digits of 11 bits, the last first.
+    """Places of the scores in rising order, equal ones side by side: sorted by digits of 11 bits, the last first.
 
     The bits of doubles, read as integers, rise with positive numbers and fall with negative ones.
     """
     num = len(score_K)
-    word_K, order_K = (score_K + 0.0).view(np.uint64), np.arange(num).astype(np.int32)  # no zero keeps its sign
+    word_K, order_K = score_K.copy().view(np.uint64), np.arange(num).astype(np.int32)
     next_word_K, next_order_K = np.empty_like(word_K), np.empty_like(order_K)
     at_DV = np.zeros((NUM_DIGITS, 1 << DIGIT_BITS), np.int64)
     for k in range(num):
