@@ -815,6 +815,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file of moderate size.
+
+    Args:
+        path: The file.
+        what: It is, in error messages: "study file".
+
+    Raises:
+        ConfigError: The file is absent, too large, or no YAML.
+    """
+    try:
+        # Asked before opening: to open a named pipe would wait for a writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_STUDY_BYTES:
+            raise OSError(errno.EINVAL, "it is no regular file of at most 1 MiB")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path.name} not found; see pipelines/studies/") from None
+    except OSError as error:  # its own text holds the path
+        raise ConfigError(f"{what} {path.name} cannot be read: {error.strerror}; give a YAML file") from None
+    except _NO_YAML as error:
+        raise ConfigError(f"{what} {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study file.
 
@@ -826,18 +850,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: The file is absent, no YAML, or does not describe a study. One line a problem.
     """
-    try:
-        # Asked before opening: to open a named pipe would wait for a writer.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_STUDY_BYTES:
-            raise OSError(errno.EINVAL, "it is no regular file of at most 1 MiB")
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"study file {path.name} not found; see pipelines/studies/") from None
-    except OSError as error:  # its own text holds the path
-        raise ConfigError(f"study file {path.name} cannot be read: {error.strerror}; give a YAML file") from None
-    except _NO_YAML as error:
-        raise ConfigError(f"study file {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+    raw = read_yaml(path, "study file")
     if raw is None:
         raise ConfigError(f"study file {path.name} is empty; see pipelines/studies/")
     if not isinstance(raw, dict):

@@ -56,7 +56,8 @@ def compare(
             for arm in arms:
                 if arm.group:
                     groups.setdefault(arm.group, []).append(arm.name)
-            rows = write_comparison(predictions, config, step.folder / layout.METRICS, groups=groups, progress=bar.of)
+            paths = (step.folder / layout.METRICS, step.folder / layout.CALIBRATION)
+            rows = write_comparison(predictions, config, *paths, groups=groups, progress=bar.of)
             step.finish("comparison", {"num_predictions": predictions.num_rows}, headline_metrics(rows))
     return step.result
 
@@ -64,12 +65,13 @@ def compare(
 def write_comparison(
     predictions: "pa.Table",
     config: CompareConfig,
-    out_path: Path,
+    metrics_path: Path,
+    curves_path: Path,
     *,
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write the metrics of a table of predictions, and their reliability curves beside them; returns the metrics."""
+    """Write the metrics of a table of predictions, and its reliability curves; returns the metrics."""
     import pyarrow as pa
 
     from medssl.analysis import compare
@@ -77,9 +79,9 @@ def write_comparison(
 
     runs = read_runs(predictions)
     rows = compare.compare_runs(runs, **dict(config), groups=groups, progress=progress)
-    schema.write(pa.Table.from_pylist(rows, schema=schema.METRICS.columns), schema.METRICS, out_path)
+    schema.write(pa.Table.from_pylist(rows, schema=schema.METRICS.columns), schema.METRICS, metrics_path)
     curves = pa.Table.from_pylist(compare.reliability_curves(runs), schema=schema.CALIBRATION.columns)
-    schema.write(curves, schema.CALIBRATION, out_path.with_name(layout.CALIBRATION))
+    schema.write(curves, schema.CALIBRATION, curves_path)
     return rows
 
 
