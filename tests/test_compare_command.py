@@ -126,9 +126,7 @@ def rewritten(path: Path, change: Callable[[list[dict[str, object]]], list[dict[
         ),
         (
             lambda rows: [
-                rows[0]
-                | {"repeat": i}
-                | {name: f"{i}" for name in ("unit_id", "class", "split", "dataset", "study_id")}
+                rows[0] | {"repeat": i} | dict.fromkeys(("unit_id", "class", "split", "dataset", "study_id"), f"{i}")
                 for i in range(9999)
             ],
             "too many different values for one table",
