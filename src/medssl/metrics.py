@@ -7,7 +7,6 @@ is the same to 1e-12; one sort of the scores serves all metrics that rank units,
 Shape suffixes: N units, C classes. Truth is float: 1, 0, or NaN where not known.
 """
 
-import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -102,9 +101,8 @@ class Ranking:
 
     def sensitivity(self, *, specificity: float) -> Evaluation:
         """Largest sensitivity over the thresholds that keep at least this specificity, in 0-1; no interpolation."""
-        # Of 1 - specificity only rounding is forgiven: 0.1 of 10 negatives is one, though 1 - 0.9 is below 0.1.
-        allowed = math.floor((1 - specificity) * (self.n_units - self.n_positive) + 1e-9)
-        num_points = int(np.searchsorted(self.false_positives, allowed, side="right"))
+        num_negatives = max(1, self.n_units - self.n_positive)
+        num_points = int(np.count_nonzero(1 - self.false_positives / num_negatives >= specificity))
         return self._evaluation(int(self.true_positives[num_points - 1]) if num_points else 0, self.n_positive)
 
     def _evaluation(self, numerator: float, denominator: int) -> Evaluation:

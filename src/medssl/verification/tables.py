@@ -30,7 +30,7 @@ SCHEMAS: Mapping[str, schema.TableSchema] = MappingProxyType(
     }
 )
 # Metrics that are a probability or a share: 0 to 1, a difference of two of them -1 to 1.
-_SHARES = re.compile("auc|accuracy|sensitivity|specificity")
+_SHARES = re.compile("auc|accuracy|sensitivity|specificity|precision|ece$")
 
 
 def check(found: Found) -> Iterator[Finding]:
