@@ -134,7 +134,9 @@ def auc_covariance(placements: Placements, cluster_N: NDArray[np.int64]) -> AucC
     clusters, cluster_N = _numbered(cluster_N, np.concatenate([positives, negatives]))
     of_positives_MG, of_negatives_MG = placements.deviations(cluster_N, clusters)
     # Obuchowski's S10 / m, S01 / n and S11 / (m n), each with its own correction for small numbers of clusters.
-    with_positives, with_negatives = (np.unique(cluster_N[units]).size for units in (positives, negatives))
+    with_positives, with_negatives = (
+        int(np.count_nonzero(np.bincount(cluster_N[units]))) for units in (positives, negatives)
+    )
     within_positives = _correction(with_positives) / positives.size**2 * of_positives_MG @ of_positives_MG.T
     within_negatives = _correction(with_negatives) / negatives.size**2 * of_negatives_MG @ of_negatives_MG.T
     between_MM = _correction(clusters) / (positives.size * negatives.size) * of_positives_MG @ of_negatives_MG.T

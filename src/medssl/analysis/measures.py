@@ -126,6 +126,7 @@ def measure(run: Run, *, specificity: float = SPECIFICITY) -> list[Row]:
     evaluations = _evaluations(run, specificity)
     shares = _shares(run)
     is_known = ~np.isnan(run.y_true)
+    _, patients = np.unique(run.patients, return_inverse=True)
     rows = []
     for item in measures(run, specificity=specificity):
         of_class = {run.classes[p.column]: evaluations[p] for p in item.parts if p.column is not None}
@@ -144,7 +145,7 @@ def measure(run: Run, *, specificity: float = SPECIFICITY) -> list[Row]:
                 "class": item.class_name,
                 "estimate": evaluation.value,
                 "n_units": int(units.sum()),
-                "n_patients": np.unique(run.patients[units]).size,
+                "n_patients": int(np.count_nonzero(np.bincount(patients[units]))),
                 "status": "not_evaluable" if evaluation.value is None else "partial" if evaluation.reason else "ok",
                 "reason": evaluation.reason,
             }
