@@ -38,9 +38,14 @@ class Reliability:
         return Evaluation(value, total, int(self.sum_positive.sum()), "" if total else "no unit with a known truth")
 
 
-def edges() -> Floats:
-    """Ends of the bins, shape (`NUM_BINS` + 1,); a score on an end belongs to the bin below."""
-    return np.linspace(0, 1, NUM_BINS + 1)
+def edges(num_bins: int = NUM_BINS) -> Floats:
+    """Ends of bins of equal width, shape (`num_bins` + 1,)."""
+    return np.linspace(0, 1, num_bins + 1)
+
+
+def bins_of(y_score: Floats, num_bins: int = NUM_BINS) -> NDArray[np.int64]:
+    """The bin of each score, in 0 to `num_bins` - 1; a score on an end belongs to the bin below, 0 to the first."""
+    return np.searchsorted(edges(num_bins)[1:-1], y_score, side="left")
 
 
 def are_probabilities(y_score: Floats) -> bool:
@@ -52,7 +57,7 @@ def reliability(y_true_N: Floats, y_score_N: Floats) -> Reliability:
     """Sort the units with a known truth into bins of equal width; scores are in 0-1."""
     known = ~np.isnan(y_true_N)
     truth, scores = y_true_N[known], y_score_N[known]
-    bin_of_unit = np.searchsorted(edges()[1:-1], scores, side="left")
+    bin_of_unit = bins_of(scores)
     sums = [np.bincount(bin_of_unit, weights, NUM_BINS).astype(np.float64) for weights in (scores, truth)]
     return Reliability(np.bincount(bin_of_unit, minlength=NUM_BINS), *sums)
 

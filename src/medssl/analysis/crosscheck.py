@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.analysis.delong import AucCovariance, auc_covariance, mean_auc_covariance, normal_interval, place
-from medssl.analysis.measures import Measure, Part
+from medssl.analysis.measures import Measure
+from medssl.analysis.parts import Part
 from medssl.analysis.runs import Row, Run
 
 

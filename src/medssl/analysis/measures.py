@@ -5,8 +5,9 @@ the full sample cannot disagree about what a row means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +15,20 @@ from numpy.typing import NDArray
 from medssl import metrics
 from medssl.analysis import calibration
 from medssl.analysis.bootstrap import Interval, Replicates, paired_bootstrap
+from medssl.analysis.parts import (
+    Part,
+    at_specificity,
+    calibrated,
+    evaluations,
+    of_all_classes,
+    resampled,
+    shares,
+    terms_of,
+)
+from medssl.analysis.quantities import AUC, RANKED
 from medssl.analysis.runs import ROW_KEY, Row, Run
 from medssl.config import SPECIFICITY
-from medssl.metrics import OTHER, PRIMARY, TOP_K, Evaluation
-
-NOT_RESAMPLED = Interval(None, None, None, None, None, None, 0, 0, "not resampled")
-
-
-class Part(NamedTuple):
-    """A metric of one class, or of all at once: what a row is the value or the mean of.
-
-    Attributes:
-        metric: As the metrics table names it.
-        k: Of a top-k metric.
-        column: Place of the class; None for a metric of all classes at once.
-    """
-
-    metric: str
-    k: int | None
-    column: int | None
+from medssl.metrics import OTHER, PRIMARY, TOP_K
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Measure:
         k: Of a top-k metric.
         class_name: "" for a metric over several classes.
         parts: What it is the mean of; one alone is the measure itself.
-        quantities: Places of the parts among the quantities of the bootstrap; () where one of them is not resampled.
+        quantities: Places of the parts among the quantities of the bootstrap.
     """
 
     metric: str
@@ -52,11 +48,6 @@ class Measure:
     class_name: str
     parts: tuple[Part, ...]
     quantities: tuple[int, ...]
-
-
-def at_specificity(specificity: float) -> str:
-    """The name of the sensitivity at this specificity, which tells its threshold wherever it stands."""
-    return f"sensitivity_at_specificity_{specificity:g}"
 
 
 def measures(run: Run, *, specificity: float = SPECIFICITY) -> list[Measure]:
@@ -77,66 +68,33 @@ def measures(run: Run, *, specificity: float = SPECIFICITY) -> list[Measure]:
         listed.append((f"mean_{metric}", k, "", tuple(of_class[name] for name in averaged)))
         if metric == "auc" and OTHER in of_class and is_case:
             listed.append((f"mean_{metric}_with_other", k, "", tuple(of_class.values())))
-    listed += [(part.metric, part.k, "", (part,)) for part in _of_all_classes(run)]
-    place = {part: q for q, part in enumerate(_resampled(run))}
-    return [
-        Measure(metric, k, name, parts, tuple(place[part] for part in parts) if place.keys() >= set(parts) else ())
-        for metric, k, name, parts in listed
-    ]
-
-
-def _of_all_classes(run: Run) -> list[Part]:
-    if run.unit_kind != "case":
-        return []
-    names = ("micro_auc", "multiclass_brier", "top_label_ece")
-    return [*(Part("top_k_accuracy", k, None) for k in TOP_K), *(Part(name, None, None) for name in names)]
-
-
-def _resampled(run: Run) -> list[Part]:
-    """The quantities of the bootstrap in its order: the AUC of each class, then the shares.
-
-    Average precision, sensitivity at a specificity, calibration errors and the micro-averaged AUC are no quantities of
-    the bootstrap, so they have no interval; each that becomes one is added here.
-    """
-    return [*(Part("auc", None, c) for c in range(len(run.classes))), *_shares(run)]
-
-
-def _shares(run: Run) -> dict[Part, NDArray[np.float64]]:
-    """What is a mean over units, as the term of each unit: shape (n,), NaN for a unit that is left out."""
-    y_true, y_score = run.y_true, run.y_score
-    shares = {
-        Part("brier", None, c): calibration.brier_terms(y_true[:, c], y_score[:, c]) for c in range(len(run.classes))
-    }
-    if run.unit_kind == "case":
-        for k in TOP_K:
-            shares[Part("top_k_accuracy", k, None)] = metrics.top_k_hits(y_true, y_score, k=k)
-            recalls = metrics.top_k_recalls(y_true, y_score, k=k)
-            shares |= {Part("top_k_sensitivity", k, c): recalls[:, c] for c in range(len(run.classes))}
-        shares[Part("multiclass_brier", None, None)] = calibration.multiclass_brier_terms(y_true, y_score)
-    return shares
+    listed += [(part.metric, part.k, "", (part,)) for part in of_all_classes(run)]
+    place = {part: q for q, part in enumerate(resampled(run, specificity))}
+    return [Measure(metric, k, name, parts, tuple(place[part] for part in parts)) for metric, k, name, parts in listed]
 
 
 def hits(run: Run) -> NDArray[np.float64]:
     """The shares among the quantities of a run, shape (n, S); NaN for a unit that the share leaves out."""
-    return np.column_stack(list(_shares(run).values()))
+    terms = terms_of(run)
+    return np.column_stack([terms[part] for part in shares(run)])
 
 
 def measure(run: Run, *, specificity: float = SPECIFICITY) -> list[Row]:
     """Rows of one run, in the order of `measures`."""
-    evaluations = _evaluations(run, specificity)
-    shares = _shares(run)
+    values = evaluations(run, specificity)
+    terms = terms_of(run)
     is_known = ~np.isnan(run.y_true)
     _, patients = np.unique(run.patients, return_inverse=True)
     rows = []
     for item in measures(run, specificity=specificity):
-        of_class = {run.classes[p.column]: evaluations[p] for p in item.parts if p.column is not None}
+        of_class = {run.classes[p.column]: values[p] for p in item.parts if p.column is not None}
         single = item.class_name or not of_class
-        evaluation = evaluations[item.parts[0]] if single else metrics.class_mean(of_class)
+        evaluation = values[item.parts[0]] if single else metrics.class_mean(of_class)
         units = np.zeros(run.units.size, dtype=bool)
         for part in item.parts:
             # A share says itself which units it counts; all else needs the truth.
             known = is_known.all(axis=1) if part.column is None else is_known[:, part.column]
-            units |= ~np.isnan(shares[part]) if part in shares else known
+            units |= ~np.isnan(terms[part]) if part in terms else known
         rows.append(
             run.name_row()
             | {
@@ -151,35 +109,6 @@ def measure(run: Run, *, specificity: float = SPECIFICITY) -> list[Row]:
             }
         )
     return rows
-
-
-def _evaluations(run: Run, specificity: float) -> Mapping[Part, Evaluation]:
-    """The value of each part of the measures of a run."""
-    found: dict[Part, Evaluation] = {}
-    for c in range(len(run.classes)):
-        y_true, y_score = run.y_true[:, c], run.y_score[:, c]
-        ranking = metrics.rank(y_true, y_score)
-        found[Part("auc", None, c)] = ranking.auc()
-        found[Part("average_precision", None, c)] = ranking.average_precision()
-        found[Part(at_specificity(specificity), None, c)] = ranking.sensitivity(specificity=specificity)
-        found[Part("brier", None, c)] = calibration.brier(calibration.brier_terms(y_true, y_score), y_score)
-        found[Part("ece", None, c)] = calibration.calibration_error(y_true, y_score)
-    return found | _evaluations_of_cases(run) if run.unit_kind == "case" else found
-
-
-def _evaluations_of_cases(run: Run) -> dict[Part, Evaluation]:
-    y_true, y_score = run.y_true, run.y_score
-    found: dict[Part, Evaluation] = {}
-    for k in TOP_K:
-        found[Part("top_k_accuracy", k, None)] = metrics.top_k_accuracy(y_true, y_score, k=k)
-        sensitivities = metrics.top_k_sensitivity(y_true, y_score, k=k)
-        found |= {Part("top_k_sensitivity", k, c): value for c, value in enumerate(sensitivities)}
-    named = [run.classes.index(name) for name in metrics.named(run.classes)]
-    found[Part("micro_auc", None, None)] = metrics.evaluate_auc(y_true[:, named].ravel(), y_score[:, named].ravel())
-    terms = calibration.multiclass_brier_terms(y_true, y_score)
-    found[Part("multiclass_brier", None, None)] = calibration.brier(terms, y_score)
-    found[Part("top_label_ece", None, None)] = calibration.calibration_error(*calibration.top_label(y_true, y_score))
-    return found
 
 
 def is_primary(row: Mapping[str, Any], run: Run) -> bool:
@@ -206,21 +135,32 @@ class Bootstrap:
         """The quantities of the runs on common resamples of patients, or else of their units."""
         first = runs[0]
         clusters = first.patients if resampling_unit == "patient" else np.arange(first.units.size)
-        return paired_bootstrap(
+        draw = partial(paired_bootstrap, num_replicates=self.num_replicates, seed=self.seed)
+        replicates = draw(
             first.y_true,
             np.stack([run.y_score for run in runs]),
             clusters,
-            num_replicates=self.num_replicates,
-            seed=self.seed,
+            ranked=RANKED,
+            specificity=self.specificity,
             hits=np.stack([hits(run) for run in runs]),
+            calibration=calibrated(runs),
+        )
+        if first.unit_kind != "case":
+            return replicates
+        # Each case once for each condition. Equal clusters and seed make equal resamples.
+        named = [first.classes.index(name) for name in metrics.named(first.classes)]
+        scores = np.stack([run.y_score[:, named].reshape(-1, 1) for run in runs])
+        micro = draw(first.y_true[:, named].reshape(-1, 1), scores, np.repeat(clusters, len(named)), ranked=(AUC,))
+        return replace(
+            replicates,
+            estimates=np.concatenate([replicates.estimates, micro.estimates], axis=1),
+            values=np.concatenate([replicates.values, micro.values], axis=2),
         )
 
     def intervals(self, replicates: Replicates, run: Run, a: int, b: int | None = None) -> list[Interval]:
         """Intervals of the rows of model `a`, or of `a` minus `b`, in the order of `measures`."""
-        listed = measures(run, specificity=self.specificity)
-        means = [item.quantities for item in listed if item.quantities]
-        found = iter(replicates.intervals(a, b, alpha=self.alpha, means=means))
-        return [next(found) if item.quantities else NOT_RESAMPLED for item in listed]
+        means = [item.quantities for item in measures(run, specificity=self.specificity)]
+        return replicates.intervals(a, b, alpha=self.alpha, means=means)
 
 
 def resampled_as(run: Run, resampling_unit: str) -> str:
