@@ -33,7 +33,9 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     smallest = 1.0
     by_size = sorted(range(len(p_values)), key=p_values.__getitem__)
     for place in reversed(range(len(p_values))):
-        smallest = min(smallest, p_values[by_size[place]] * len(p_values) / (place + 1))
+        p = p_values[by_size[place]]
+        # Rounding must not take the largest, whose factor is one, below itself.
+        smallest = min(smallest, max(p, p * len(p_values) / (place + 1)))
         adjusted[by_size[place]] = smallest
     return adjusted
 
