@@ -123,8 +123,9 @@ def slow_calibration_error(y_true, y_score, weights, num_bins):
     """Bin by bin with repeated units, then the definition."""
     units = [(t, s) for t, s, w in zip(y_true, y_score, weights, strict=True) for _ in range(w) if t == t]
     total = 0.0
+    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     for b in range(num_bins):
-        own = [t - s for t, s in units if min(int(s * num_bins), num_bins - 1) == b]
+        own = [t - s for t, s in units if sum(s > edge for edge in inner_edges) == b]
         total += abs(sum(own))
     return total / len(units)
 

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.analysis.calibration import NUM_BINS, bins_of
 from medssl.analysis.resampling import Block
 
 Floats = NDArray[np.float64]
@@ -59,8 +60,8 @@ class Quantities:
 class Calibration:
     """Predictions whose expected calibration error is asked for, E of each model and unit.
 
-    The error is the sum over bins of equal width of |sum of w (truth - score)|, over the sum of all w; a bin holds its
-    lower edge, the last one 1 too (Naeini et al. 2015).
+    The error is the sum over bins of equal width of |sum of w (truth - score)|, over the sum of all w; which unit
+    lies in which bin, `bins_of` says (Naeini et al. 2015).
 
     Attributes:
         y_true: Shape (M, N, E): 1, 0, or NaN where a unit does not count. Models may differ: whether the class that
@@ -71,7 +72,7 @@ class Calibration:
 
     y_true: Floats
     y_score: Floats
-    num_bins: int = 15
+    num_bins: int = NUM_BINS
 
 
 def ranked_fills(
@@ -162,8 +163,7 @@ def calibration_fills(
         for e in range(order.num_calibrated):
             excess_N = y_true_NE[:, e] - y_score_NE[:, e]
             known_K = np.flatnonzero(~np.isnan(excess_N))
-            bin_K = (y_score_NE[known_K, e] * calibration.num_bins).astype(np.int32)
-            bin_K = np.minimum(bin_K, calibration.num_bins - 1, dtype=np.int32)
+            bin_K = bins_of(y_score_NE[known_K, e], calibration.num_bins).astype(np.int32)
             at = (m, order.calibration_error(e))
             yield partial(
                 _fill_calibration_error, at, cluster_N[known_K], bin_K, excess_N[known_K], calibration.num_bins
