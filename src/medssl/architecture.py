@@ -1,20 +1,18 @@
 """The encoders' architectures as numbers: what each is made of, its multiplications and its parameters.
 
-Pure counting, so that a study's cost is known where no network can be built; `medssl.model` builds from the same numbers.
+Pure counting, so that a study's cost is known where no network can be built; `medssl.model` builds from the same
+numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from medssl.config import EncoderConfig
 
 # Blocks of each group, by depth (He et al. 2016, table 1); BiT has the same (Kolesnikov et al. 2020, section 3.1).
-BASIC_LAYERS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)})
-BOTTLENECK_LAYERS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType(
-    {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-)
+BASIC_LAYERS: Final = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_LAYERS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BOTTLENECK_EXPANSION: Final = 4
 GROUP_FILTERS: Final = (64, 128, 256, 512)
 GROUP_STRIDES: Final = (1, 2, 2, 2)
@@ -90,7 +88,7 @@ def encoder_size(config: EncoderConfig, *, image_channels: int, image_size_px: i
 
 
 def projection_head_size(dim: int) -> Size:
-    """Size of the projection head on a representation of `dim`: linear, batch norm, linear, batch norm without shift."""
+    """Size of the projection head on a representation of `dim`; its last batch norm has no shift."""
     weights = dim * dim + dim * PROJECTION_DIM
     return Size(weights, weights + 2 * dim + PROJECTION_DIM, 2 * (dim + PROJECTION_DIM))
 
