@@ -91,14 +91,15 @@ class Estimate:
 
 def estimate(study: Study, assumptions: Assumptions) -> Estimate:
     """What a study costs from the beginning, with nothing reused; pure."""
-    images = _images(study, assumptions)
+    images = _Images.of(study, assumptions.images)
     work = (
         _pretraining(study, assumptions),
         _finetuning(study, assumptions, images, "search_hyperparameters"),
         _finetuning(study, assumptions, images, "finetune"),
         _prediction(study, assumptions, images),
     )
-    return Estimate(work, _bytes(study, images), _uncounted(study, images), _images_per_unit(study, assumptions))
+    uncounted = tuple(name for name in _sets(study) if name not in images.of_set)
+    return Estimate(work, _bytes(study, images), uncounted, _images_per_unit(study, assumptions))
 
 
 def num_models(study: Study, arm: ArmConfig) -> int:
@@ -108,20 +109,31 @@ def num_models(study: Study, arm: ArmConfig) -> int:
     return len(repeats(settings, [chosen], draws=study.splits.draws))
 
 
-def _images(study: Study, assumptions: Assumptions) -> Mapping[str, float]:
-    """Number of images by data set, and of the study's own by split; those that are not known are absent."""
-    images = {name: float(number) for name, number in assumptions.images.items()}
-    sizes = study.splits.sizes
-    if study.splits.exact:
-        return {study.data.name: sum(sizes.values()), **images, **sizes}
-    whole = images.get(study.data.name)
-    return images if whole is None else {**images, **{split: share * whole for split, share in sizes.items()}}
+@dataclass(frozen=True)
+class _Images:
+    """Numbers of images as far as they are known, of data sets and of the splits of the study's own."""
+
+    of_set: Mapping[str, int]
+    of_split: Mapping[str, float]
+
+    @classmethod
+    def of(cls, study: Study, given: Mapping[str, int]) -> "_Images":
+        """Those given, and those that exact sizes of the splits tell."""
+        name, sizes = study.data.name, study.splits.sizes
+        if study.splits.exact:
+            return cls({name: round(sum(sizes.values())), **given}, sizes)
+        return cls(given, {split: share * given[name] for split, share in sizes.items()} if name in given else {})
+
+    def evaluated(self, study: Study) -> float:
+        """Images that every model predicts."""
+        own = sum(self.of_split.get(split, 0.0) for split in study.predict.splits)
+        return own + sum(self.of_set.get(one.name, 0) for one in study.external)
 
 
-def _uncounted(study: Study, images: Mapping[str, float]) -> tuple[str, ...]:
+def _sets(study: Study) -> list[str]:
+    """Names of all that is written into shards."""
     sets = [study.data, *study.external, *study.pretraining_data]
-    names = [one.name for one in sets] + ([UNLABELLED] if study.data.unlabelled else [])
-    return tuple(name for name in names if name not in images)
+    return [one.name for one in sets] + ([UNLABELLED] if study.data.unlabelled else [])
 
 
 def _images_per_unit(study: Study, assumptions: Assumptions) -> float:
@@ -165,11 +177,11 @@ def _pretraining(study: Study, assumptions: Assumptions) -> Work:
     return Work("pretrain", num_runs, num_runs, sum(run.num_steps for run in study.pretraining), flops, hours)
 
 
-def _finetuning(study: Study, assumptions: Assumptions, images: Mapping[str, float], stage: str) -> Work:
+def _finetuning(study: Study, assumptions: Assumptions, images: _Images, stage: str) -> Work:
     """The search, or the repeats of what it chose."""
     settings = study.finetune
     per_run = settings.num_steps * settings.batch_size * _images_per_unit(study, assumptions) * PASSES_OF_A_STEP
-    per_run += _num_evaluations(settings) * images.get("validation", 0.0)
+    per_run += _num_evaluations(settings) * images.of_split.get("validation", 0.0)
     num_runs, flops = 0, 0.0
     for arm in study.arms:
         own = len(grid(settings.of(arm))) if stage == "search_hyperparameters" else num_models(study, arm)
@@ -183,9 +195,8 @@ def _num_evaluations(settings: FinetuneConfig) -> int:
     return -(-settings.num_steps // settings.evaluate_every_steps)
 
 
-def _prediction(study: Study, assumptions: Assumptions, images: Mapping[str, float]) -> Work:
-    evaluated = [*study.predict.splits, *(one.name for one in study.external)]
-    per_model = sum(images.get(name, 0.0) for name in evaluated)
+def _prediction(study: Study, assumptions: Assumptions, images: _Images) -> Work:
+    per_model = images.evaluated(study)
     models = {arm.name: num_models(study, arm) for arm in study.arms}
     flops = sum(models[arm.name] * _flops(_classifier(study, arm), per_model) for arm in study.arms)
     hours = assumptions.hours(flops, study.predict.precision)
@@ -196,16 +207,14 @@ def _flops(size: Size, num_passes: float) -> float:
     return FLOPS_PER_MULTIPLY_ADD * size.multiply_adds * num_passes
 
 
-def _bytes(study: Study, images: Mapping[str, float]) -> Mapping[str, float]:
+def _bytes(study: Study, images: _Images) -> Mapping[str, float]:
     """What the store keeps; units of predictions are counted as images, of which cases have one or more."""
     per_image = study.shards.channels * study.shards.image_size_px**2
-    sets = [study.data, *study.external, *study.pretraining_data]
-    stored = sum(images.get(name, 0.0) for name in [*(one.name for one in sets), UNLABELLED])
-    evaluated = [*study.predict.splits, *(one.name for one in study.external)]
-    rows = sum(images.get(name, 0.0) for name in evaluated) * _num_classes(study)
+    models = {arm.name: num_models(study, arm) for arm in study.arms}
+    rows = sum(models.values()) * images.evaluated(study) * _num_classes(study)
     return {
-        "shards": per_image * stored,
+        "shards": float(per_image * sum(images.of_set.get(name, 0) for name in _sets(study))),
         "checkpoints": float(sum(_pretrained(study, run).num_bytes for run in study.pretraining)),
-        "models": float(sum(num_models(study, arm) * _classifier(study, arm).num_bytes for arm in study.arms)),
-        "predictions": PREDICTION_ROW_BYTES * rows * sum(num_models(study, arm) for arm in study.arms),
+        "models": float(sum(models[arm.name] * _classifier(study, arm).num_bytes for arm in study.arms)),
+        "predictions": PREDICTION_ROW_BYTES * rows,
     }

@@ -23,12 +23,12 @@ class Overview:
 
     Attributes:
         study: As its file says.
-        plan: Of what can run with what is at hand; None where no arm can.
+        plan: Of the arms whose weights and pretraining data are at hand; None where there are none.
         not_run: Arms that cannot, with the reason.
         missing: What they lack, see `availability.missing`.
         assumptions: Of the estimates.
         whole: Cost of the study with nothing missing.
-        now: Cost of what can run with what is at hand.
+        now: Cost of the arms whose weights and pretraining data are at hand.
     """
 
     study: Study
@@ -74,7 +74,10 @@ class Overview:
         tasks = self.plan.tasks if self.plan else []
         yield from (f"{number:3d}  {task}" for number, task in enumerate(tasks, start=1))
         if self.not_run:
-            yield from ("", f"not run, for want of what is missing: {len(self.not_run)} of {len(self.study.arms)} arms")
+            yield from (
+                "",
+                f"arms that cannot run without what is missing: {len(self.not_run)} of {len(self.study.arms)}",
+            )
             yield from _wrapped(self.not_run)
         for section, names in self.missing.items():
             yield from ("", f"missing, of the section {section}:")
@@ -88,11 +91,16 @@ class Overview:
         yield self._total()
 
     def _costs(self) -> Iterator[str]:
-        now = self.now.work if self.now else [None] * len(self.whole.work)
-        rows = [("stage", "tasks", "runs", "steps", "EFLOP", "GPU hours", "with what is there")]
-        for one, own in zip(self.whole.work, now, strict=True):
-            figures = (f"{one.num_tasks:,}", f"{one.num_runs:,}", f"{one.num_steps:,}", _rounded(one.flops / _EXA))
-            rows.append((one.stage, *figures, _rounded(one.gpu_hours), _rounded(own.gpu_hours if own else 0.0)))
+        rows = [("stage", "tasks", "runs", "steps", "EFLOP", "GPU hours", "arms that can run")]
+        now = self.now.work if self.now else ()
+        for name, whole, own in [
+            *((one.stage, (one,), tuple(w for w in now if w.stage == one.stage)) for one in self.whole.work),
+            ("all", self.whole.work, now),
+        ]:
+            numbers = (sum(w.num_tasks for w in whole), sum(w.num_runs for w in whole), sum(w.num_steps for w in whole))
+            flops, hours = sum(w.flops for w in whole) / _EXA, sum(w.gpu_hours for w in whole)
+            reals = (flops, hours, sum(w.gpu_hours for w in own))
+            rows.append((name, *(f"{number:,}" for number in numbers), *map(_rounded, reals)))
         yield from _columns(rows if self.missing else [row[:-1] for row in rows])
         yield ""
         kept = [("kept", "bytes")]
@@ -121,7 +129,7 @@ class Overview:
         total = f"{_rounded(self.whole.gpu_hours)} GPU hours, {_size(sum(self.whole.num_bytes.values()))}"
         if self.missing:
             of_now = _rounded(self.now.gpu_hours if self.now else 0.0)
-            return f"whole study: {total}; with what is there: {tasks}, {trained} of them train, {of_now} GPU hours"
+            return f"whole study: {total}; arms that can run: {tasks}, {trained} of them train, {of_now} GPU hours"
         return f"{tasks}, {trained} of them train; {total}"
 
 

@@ -129,7 +129,7 @@ def test_the_plan_tells_the_cost_beside_its_assumptions_and_what_is_missing(
     assert max(map(len, printed.splitlines())) <= 120
     for words in (
         "312 TFLOP/s in bf16, of which 20% is reached",
-        "not run, for want of what is missing: 9 of 12 arms",
+        "arms that cannot run without what is missing: 9 of 12",
         "medssl import-weights FILE --name NAME",
         "--set external.NAME.root=FOLDER",
         "--set data.root=FOLDER",
