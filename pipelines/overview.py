@@ -91,7 +91,8 @@ class Overview:
         yield self._total()
 
     def _costs(self) -> Iterator[str]:
-        rows = [("stage", "tasks", "runs", "steps", "EFLOP", "GPU hours", "arms that can run")]
+        heads = ("stage", "tasks", "runs", "steps", "EFLOP", "GPU hours", "arms that can run")
+        rows: list[tuple[str, ...]] = [heads]
         now = self.now.work if self.now else ()
         for name, whole, own in [
             *((one.stage, (one,), tuple(w for w in now if w.stage == one.stage)) for one in self.whole.work),
