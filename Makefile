@@ -31,7 +31,7 @@ run: $(READY) ## run a study (default: the demo) on this machine
 ui: $(READY) ## open MLflow on the results in OUT (default: those of STUDY)
 	@$(BIN)/python -m pipelines ui "$(or $(OUT),runs/$(basename $(notdir $(STUDY))))"
 
-plan: $(READY) ## print the tasks of STUDY
+plan: $(READY) ## print tasks and cost of STUDY, and what is missing
 	@$(BIN)/python -m pipelines plan "$(STUDY)" $(foreach s,$(SET),--set "$(s)")
 
 compile: $(READY) ## write the pipeline of STUDY as KFP's YAML to OUT (default: runs/<study>.yaml)

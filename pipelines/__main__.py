@@ -1,6 +1,8 @@
 """`python -m pipelines`: run, compile and inspect a study's DAG."""
 
 import argparse
+import json
+import math
 import os
 import subprocess
 import sys
@@ -8,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medssl import tracking
-from medssl.config import load_study
+from medssl.config import Study, load_study
 from medssl.exit_codes import BAD_INPUT, FAILURE, OK, TERMINATED, BadInputError, TerminatedError
-from medssl.progress import counted
 from medssl.store import Store
-from pipelines import availability, local
+from pipelines import local
+from pipelines.estimate import PEAK_TFLOPS, UNLABELLED, UTILIZATION, Assumptions
 from pipelines.plan import make_plan
 
 
@@ -48,9 +50,25 @@ def _parser() -> argparse.ArgumentParser:
     _study_arguments(compiled)
     compiled.add_argument("--out", type=Path, required=True, help="YAML file to write")
     compiled.set_defaults(command=_compile)
-    plan = commands.add_parser("plan", help="print the tasks of a study, finished or not")
+    plan = commands.add_parser("plan", help="print a study's tasks, its cost from the beginning, and what is missing")
     _study_arguments(plan)
     plan.add_argument("--store", help="where imported weights are looked for (default: that of the study's run)")
+    plan.add_argument("--peak-tflops", type=_above_zero, help="of one GPU (default: an A100's, by precision)")
+    plan.add_argument(
+        "--utilization",
+        type=_share,
+        default=UTILIZATION,
+        help="share of the peak that is reached (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="[NAME=]NUMBER",
+        help=f'images of a data set, by default the study\'s own; "{UNLABELLED}": its images without labels',
+    )
+    plan.add_argument("--images-per-case", type=_above_zero, help="on average (default: the most that a step may see)")
+    plan.add_argument("--json", action="store_true", help="print all of it as JSON")
     plan.set_defaults(command=_plan)
     ui = commands.add_parser("ui", help="open MLflow on the runs in a folder")
     ui.add_argument("out", type=Path, help="folder of the results")
@@ -85,15 +103,53 @@ def _compile(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from pipelines.overview import Overview
+
     study = load_study(options.study, options.overrides)
     store = Store(options.store or str(Path("runs") / study.name / "store"))
-    study = availability.without(study, availability.absent(study, store))
-    for arm, reason in study.not_run.items():
-        sys.stdout.write(f"not run: {arm}, which {reason}\n")
-    plan = make_plan(study)
-    for number, task in enumerate(plan.tasks, start=1):
-        sys.stdout.write(f"{number:3d}  {task}\n")
-    sys.stdout.write(f"{counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train\n")
+    overview = Overview.of(study, store, _assumptions(options, study))
+    if options.json:
+        sys.stdout.write(f"{json.dumps(overview.as_json(), indent=2)}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in overview.lines())
+
+
+def _assumptions(options: argparse.Namespace, study: Study) -> Assumptions:
+    peak = dict.fromkeys(PEAK_TFLOPS, options.peak_tflops) if options.peak_tflops else PEAK_TFLOPS
+    images: dict[str, int] = {}
+    for given in options.images:
+        name, _, number = given.rpartition("=")
+        if not number.isdecimal() or given.startswith("="):
+            raise BadInputError(f"--images {given[:80]}: expected NAME=NUMBER, or the NUMBER of the study's own set")
+        images[name or study.data.name] = int(number)
+    known = {UNLABELLED, *(one.name for one in (study.data, *study.external, *study.pretraining_data))}
+    if strange := sorted(set(images) - known):
+        raise BadInputError(
+            f"--images: {', '.join(strange)[:80]}: no data set of the study; known: {', '.join(sorted(known))}"
+        )
+    return Assumptions(
+        peak_tflops=peak,
+        utilization=options.utilization,
+        images=images,
+        images_per_case=options.images_per_case,
+    )
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1; give a share, such as 0.2")
+    return value
 
 
 def _ui(options: argparse.Namespace) -> None:

@@ -1,11 +1,55 @@
 """What of a study can run here: arms whose weights or pretraining data are absent are left out, and said to be."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from medssl.config import Study
+from medssl.config import DataConfig, Study
 from medssl.exit_codes import BadInputError
 from medssl.store import Store, StoreError
+
+# What brings a thing that is missing, by the section of the study that names it; NAME stands for its name there.
+REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "data": "--set data.root=FOLDER",
+        "external": "--set external.NAME.root=FOLDER, or without external sets: --set external=[]",
+        "pretraining_data": "--set pretraining_data.NAME.root=FOLDER",
+        "weights": "medssl import-weights FILE --name NAME --store STORE, then --set weights.NAME.checkpoint=DIGEST",
+    }
+)
+
+
+def missing(study: Study, store: Store) -> dict[str, tuple[str, ...]]:
+    """Names of what is not at hand, by the section of the study; sections that lack nothing are left out."""
+    reasons = absent(study, store)
+    found = {
+        "data": [study.data.name] if _lacks(study.data) else [],
+        "external": [one.name for one in study.external if _lacks(one)],
+        "pretraining_data": [one.name for one in study.pretraining_data if one.name in reasons],
+        "weights": [one.name for one in study.weights if one.name in reasons],
+    }
+    return {section: tuple(names) for section, names in found.items() if names}
+
+
+def require_data(study: Study) -> None:
+    """Refuse to begin without the folders of the study's own set and of all external ones: no arm can do without.
+
+    Raises:
+        BadInputError: Names every one that is not there, with the remedy.
+    """
+    lacking = {"data": [study.data.name] if _lacks(study.data) else []}
+    lacking["external"] = [one.name for one in study.external if _lacks(one)]
+    said = [
+        f"{key}: no folder of {', '.join(names)} is there; {REMEDIES[key]}" for key, names in lacking.items() if names
+    ]
+    if said:
+        raise BadInputError(". ".join(said))
+
+
+def _lacks(data: DataConfig) -> bool:
+    """Whether the folder of a set that is not generated is absent; what else may be wrong with it, reading tells."""
+    return data.root is not None and not os.path.lexists(Path(data.root).expanduser())
 
 
 def absent(study: Study, store: Store) -> dict[str, str]:

@@ -72,6 +72,7 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         os.environ.update(_environment(study, out_dir))
         store = Store.from_environment()
         study = _with_resolved_roots(study)
+        availability.require_data(study)
         study = availability.without(study, availability.absent(study, store))
         for arm, reason in study.not_run.items():
             _tell(f"not run: {arm}, which {reason}")

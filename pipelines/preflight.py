@@ -1,13 +1,13 @@
 """What can be known to fail before any work is done: read the tables, try the split, count what training will need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl import labels, layout, schema
-from medssl.config import DataConfig, Study
+from medssl.config import DataConfig, PretrainRun, Study
 from medssl.exit_codes import BadInputError
 from medssl.identifiers import PatientKey
 from medssl.stages.data import load_key
@@ -34,11 +34,10 @@ def check(study: Study, root: Path, store: Store) -> str:
     classes = labels.classes(index, assigned, study.task)
     for one in study.external:
         _check_external(study, one, key, classes)
-    in_pool = pc.is_in(assigned["split"], value_set=pa.array(["train", schema.UNLABELLED]))
-    pools = {"": schema.rows_of(index, assigned.filter(in_pool))}
-    pools |= {one.name: _read("pretraining_data", study, one, key) for one in study.pretraining_data}
-    _check_batches(study, pools)
     train = assigned.filter(pc.equal(assigned["split"], pa.scalar("train")))
+    others = {one.name: _read("pretraining_data", study, one, key) for one in study.pretraining_data}
+    for run in study.pretraining:
+        _check_batch(study, run, others[run.dataset] if run.dataset else _pool(index, assigned, run))
     for fraction in study.finetune.label_fractions:
         for draw in range(study.splits.draws):
             if not splits.select_fraction(train, fraction=fraction, draw=draw):
@@ -72,15 +71,23 @@ def _read(section: str, study: Study, one: DataConfig, key: PatientKey) -> pa.Ta
         raise BadInputError(f"{section}: {one.name}: {error}") from None
 
 
-def _check_batches(study: Study, pools: Mapping[str, pa.Table]) -> None:
-    """Each run draws from the images or patients of its pool: of the set it names, "" for the study's own."""
-    for run in study.pretraining:
-        pool, place = pools[run.dataset], run.dataset or "the training split"
-        num_units = pool.num_rows if run.method == "simclr" else len(pool["patient_id"].unique())
-        thing = "images" if run.method == "simclr" else "patients"
-        if run.batch_size > num_units:
-            raise BadInputError(
-                f"pretraining: {run.name}: batch_size is {run.batch_size}, but {place} has "
-                f"{num_units} {thing}; lower it to at most that"
-            )
-        run.check_processes(study.resources.processes)
+def _pool(index: pa.Table, assigned: pa.Table, run: PretrainRun) -> pa.Table:
+    """What a run sees of the study's own set."""
+    opened = ["train", schema.UNLABELLED] if run.unlabelled else ["train"]
+    rows = schema.rows_of(index, assigned.filter(pc.is_in(assigned["split"], value_set=pa.array(opened))))
+    if run.unlabelled:
+        return rows
+    return rows.filter(pc.not_equal(rows["source_split"], pa.scalar(schema.UNLABELLED)))
+
+
+def _check_batch(study: Study, run: PretrainRun, pool: pa.Table) -> None:
+    """A run draws from the images or patients of its pool."""
+    place = run.dataset or "the training split"
+    num_units = pool.num_rows if run.method == "simclr" else len(pool["patient_id"].unique())
+    thing = "images" if run.method == "simclr" else "patients"
+    if run.batch_size > num_units:
+        raise BadInputError(
+            f"pretraining: {run.name}: batch_size is {run.batch_size}, but {place} has "
+            f"{num_units} {thing}; lower it to at most that"
+        )
+    run.check_processes(study.resources.processes)

@@ -54,6 +54,15 @@ def test_a_grid_on_top_of_a_grid_starts_from_each_point_whatever_the_order_in_th
     assert len(expanded["arms"]) == 4
 
 
+def test_arms_of_several_grids_are_one_group_where_they_name_it() -> None:
+    runs = [{"name": name, "grid": {"seed": [1, 2]}} for name in ("small", "large")]
+    arms = [{"name": f"x-{name}", "init": name, "group": "x"} for name in ("small", "large")]
+    expanded = expand({"pretraining": runs, "arms": arms})["arms"]
+    assert [(arm["name"], arm["group"]) for arm in expanded] == [
+        (f"x-{name}-{i}", "x") for name in ("small", "large") for i in (1, 2)
+    ]
+
+
 def test_a_study_file_with_a_grid_is_a_study_of_all_its_points() -> None:
     pairs = "compare.pairs=[[micle-1, micle-2], [micle, random]]"
     study = load_study(DEMO, ["pretraining.micle.grid={temperature: [0.1, 0.5]}", pairs])

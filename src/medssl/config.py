@@ -362,6 +362,8 @@ class PretrainRun(Section):
     init: Name = RANDOM_INITIALIZATION  # or the name of another run, or of imported weights
     # The set of `pretraining_data` whose images it sees; "": the study's own training split and unlabelled images.
     dataset: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$")
+    # Whether it sees, beside the training split, the study's images without labels.
+    unlabelled: bool = True
     num_steps: Positive
     batch_size: int = Field(512, ge=2)
     learning_rate: float = Field(0.3, gt=0)  # the flag of SimCLR's code, scaled by batch_size

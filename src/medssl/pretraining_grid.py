@@ -15,8 +15,8 @@ def expand(study: Mapping[str, Any]) -> dict[str, Any]:
     """A study, as read from YAML, with each run that has a grid replaced by one run a point.
 
     Point number i of the run NAME is called NAME-i, from 1, the last key of the grid changing fastest. A run or an arm
-    that starts from NAME is replaced likewise, so that it starts from each of the points; these arms are a group with
-    the name of the one that they replace.
+    that starts from NAME is replaced likewise, so that it starts from each of the points; these arms are a group:
+    that of the one that they replace, else one with its name.
 
     Raises:
         ValueError: A grid is not a list of values by key, or gives a key that the run itself gives.
@@ -43,7 +43,7 @@ def expand(study: Mapping[str, Any]) -> dict[str, Any]:
         expanded["arms"] = [
             own
             | (
-                {"group": arm["name"], "name": f"{arm['name']}-{i}"}
+                {"group": arm.get("group") or arm["name"], "name": f"{arm['name']}-{i}"}
                 if arm.get("init") in number_of and "name" in arm
                 else {}
             )

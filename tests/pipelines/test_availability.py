@@ -8,7 +8,7 @@ from medssl.config import Study, load_study
 from medssl.exit_codes import BadInputError
 from medssl.store import Store, write_json
 from pipelines import study as study_module
-from pipelines.availability import absent, without
+from pipelines.availability import REMEDIES, absent, missing, without
 
 DEMO = Path(study_module.__file__).parent / "studies" / "demo.yaml"
 NOWHERE = "0" * 64
@@ -55,6 +55,17 @@ def test_what_is_there_is_not_absent(tmp_path: Path) -> None:
         write_json(folder / "weights.json", {})
         made = store.put("checkpoint", folder, {})
     assert absent(study(str(tmp_path), made.digest), store) == {}
+
+
+def test_what_is_missing_is_listed_by_section_and_each_has_a_remedy(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    assert missing(study(), store) == {"pretraining_data": ("natural",), "weights": ("bought",)}
+    here = f"{{name: here, root: {tmp_path}, key: public}}"
+    own = f"external=[{here}, {{name: away, root: /nowhere, key: public}}]"
+    elsewhere = load_study(DEMO, ["data.generate=null", "data.root=/nowhere", own])
+    assert missing(elsewhere, store) == {"data": ("demo",), "external": ("away",)}
+    assert set(REMEDIES) == {"data", "external", "pretraining_data", "weights"}
+    assert missing(load_study(DEMO), store) == {}
 
 
 def test_arms_that_need_what_is_absent_are_left_out_with_all_that_leads_to_them() -> None:

@@ -82,3 +82,5 @@ def test_unlabelled_images_count_for_the_batches_of_pretraining(tmp_path: Path) 
     }
     assert "the training split has 20 images" in refusal(study(pretraining=[run]), root)
     preflight.check(study(pretraining=[run], data=pooled), root, Store(str(tmp_path / "store")))
+    alone = study(pretraining=[run | {"unlabelled": False}], data=pooled)
+    assert "the training split has 20 images" in refusal(alone, root)

@@ -11,9 +11,10 @@ from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
 
+from medssl.architecture import BOTTLENECK_LAYERS
 from medssl.model.encoder import Encoder
 
-LAYERS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+LAYERS: Final = BOTTLENECK_LAYERS
 # BiT's code scales [0, 1] to [-1, 1].
 MEAN: Final = (0.5,)
 STD: Final = (0.5,)

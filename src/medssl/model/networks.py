@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medssl.architecture import (
+    BASIC_LAYERS,
+    BOTTLENECK_EXPANSION,
+    BOTTLENECK_LAYERS,
+    GROUP_FILTERS,
+    GROUP_STRIDES,
+    PROJECTION_DIM,
+)
 from medssl.config import EncoderConfig
 from medssl.exit_codes import BadInputError
 from medssl.model.encoder import Encoder
-
-BASIC_LAYERS: Final = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK_LAYERS: Final = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-BOTTLENECK_EXPANSION: Final = 4
-GROUP_FILTERS: Final = (64, 128, 256, 512)
-GROUP_STRIDES: Final = (1, 2, 2, 2)
 
 # TensorFlow's decay of 0.9 keeps 90 % of the old statistic; torch's momentum is the share of the new one.
 BATCH_NORM_MOMENTUM: Final = 1 - 0.9
@@ -211,7 +213,7 @@ class ProjectionHead(nn.Module):
         Chen et al. 2020, section 2.1; the batch norms and N(0, 0.01²) weights as in Google's code.
     """
 
-    def __init__(self, representation_dim: int, hidden_dim: int | None = None, out_dim: int = 128) -> None:
+    def __init__(self, representation_dim: int, hidden_dim: int | None = None, out_dim: int = PROJECTION_DIM) -> None:
         """Build the head; `hidden_dim` None means as wide as the representation."""
         super().__init__()
         hidden_dim = representation_dim if hidden_dim is None else hidden_dim

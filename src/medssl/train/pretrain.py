@@ -23,7 +23,7 @@ from medssl.train.batches import Batches, Rows
 from medssl.train.checkpoint import load_state, load_weights, save_state, save_weights
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, from_state, last, write_history
-from medssl.train.jobs import Inputs, PretrainJob, SetInputs
+from medssl.train.jobs import Inputs, PretrainJob
 from medssl.train.loader import Bags, Images, batch_at
 from medssl.train.monitors import (
     MAX_STEPS_UNCHECKED,
@@ -121,7 +121,7 @@ def pretrain(job: PretrainJob, ranks: Ranks) -> None:
     run, stop = job.run, StopRequest()
     encoder, head = _networks(job)
     model = contrastive.prepare(encoder, head, run, ranks)
-    pairs = Pairs.of(Images(_cohort(job.inputs)), run)
+    pairs = Pairs.of(Images(_cohort(job)), run)
     training = _Training(job, ranks, encoder, head, model)
     if ranks.is_first:
         say(f"pretrain {run.name}: {len(pairs)} units, {len(pairs.images)} images, from step {training.step}")
@@ -156,13 +156,14 @@ def run_augmentation(run: PretrainRun, name: str) -> augment.Augmentation:
     return replace(made, **{field: value for field, value in given.items() if value is not None})
 
 
-def _cohort(inputs: SetInputs) -> Cohort:
-    """The training split with the unlabelled pool, or all of a set that is not split."""
+def _cohort(job: PretrainJob) -> Cohort:
+    """The training split, with the unlabelled pool where the run wants it, or all of a set that is not split."""
+    inputs = job.inputs
     index, shards = schema.read(inputs.index_path, schema.INDEX), ShardSet.open(inputs.shards_dir)
     if not isinstance(inputs, Inputs):
         return Cohort.select(index, whole(index), shards, split=schema.EXTERNAL, with_unlabelled=True)
     splits = schema.read(inputs.splits_path, schema.SPLIT_TABLE)
-    return Cohort.select(index, splits, shards, split="train", with_unlabelled=True)
+    return Cohort.select(index, splits, shards, split="train", with_unlabelled=job.run.unlabelled)
 
 
 def _networks(job: PretrainJob) -> tuple[Encoder, ProjectionHead]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medssl.architecture import BOTTLENECK_LAYERS
 from medssl.config import EncoderConfig, validate
 from medssl.model.encoder import Encoder
-from medssl.model.networks import BOTTLENECK_LAYERS, ProjectionHead, build_encoder
+from medssl.model.networks import ProjectionHead, build_encoder
 from medssl.model.published.bit_forms import BIT_FORMS
 from medssl.model.published.files import open_checkpoint
 from medssl.model.published.form import Form

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from medssl.architecture import BOTTLENECK_LAYERS
 from medssl.config import EncoderConfig
-from medssl.model.networks import BOTTLENECK_LAYERS
 from medssl.model.published.form import Form, resnets
 from medssl.model.published.torch_forms import SIMCLR_CITES
 from medssl.model.published.units import SHORTCUT, STEM, TENSORFLOW_NORM, Unit, names_by_ours

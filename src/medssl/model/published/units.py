@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from medssl.architecture import BASIC_LAYERS, BOTTLENECK_LAYERS
 from medssl.config import EncoderConfig
-from medssl.model.networks import BASIC_LAYERS, BOTTLENECK_LAYERS
 
 STEM = -1
 SHORTCUT = -1
