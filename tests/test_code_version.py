@@ -105,7 +105,6 @@ def test_editing_a_stage_function_changes_that_stage_only(sources: Path, stage: 
         ("choose", {"select"}),
         ("repeats", {"finetune"}),
         ("grid", {"search_hyperparameters"}),
-        ("_drop_weights", {"search_hyperparameters"}),
         ("_initial", TRAINING - {"predict"}),
     ],
 )

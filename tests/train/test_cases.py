@@ -14,9 +14,10 @@ from medssl import layout, schema
 from medssl.config import EncoderConfig, FinetuneConfig, PredictConfig, ShardConfig, TaskConfig
 from medssl.data import shards
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import finetune, fusion
+from medssl.train.finetune import finetune
 from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob
 from medssl.train.predict import predict
+from medssl.train.scoring import fusion
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 ENCODER = EncoderConfig(depth=18, width=0.125)
@@ -128,6 +129,7 @@ def test_predictions_have_a_distribution_over_conditions_for_each_case(data: Pre
         encoder=ENCODER,
         channels=1,
         image_size_px=SIZE,
+        work_dir=data.folder / "work",
         out_dir=data.folder,
     )
     predict(job, ALONE)

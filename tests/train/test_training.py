@@ -259,6 +259,7 @@ def predict_job(data: Prepared, weights: Path) -> PredictJob:
         encoder=ENCODER,
         channels=1,
         image_size_px=SIZE,
+        work_dir=data.fresh("predict-work"),
         out_dir=data.fresh("predicted"),
     )
 
