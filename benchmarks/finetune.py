@@ -56,7 +56,7 @@ def prepare(paths: list[Path], folder: Path) -> Inputs:
     """Index, splits and shards of the files, each a patient of its own; the last 8 are for validation."""
     names = [f"{i:032x}" for i in range(len(paths))]
     nulls = {field.name: pa.nulls(len(names), field.type) for field in schema.INDEX.columns if field.nullable}
-    truth = {f"label:{finding}": labels_of(len(names))[:, k] for k, finding in enumerate(FINDINGS)}
+    truth: dict[str, Any] = {f"label:{name}": labels_of(len(names))[:, k] for k, name in enumerate(FINDINGS)}
     own: dict[str, Any] = dict.fromkeys(("patient_id", "case_id", "image_id"), names)
     index = pa.table({**own, "source_split": ["train"] * len(names), **nulls, **truth})
     inputs = Inputs(
