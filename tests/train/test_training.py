@@ -22,7 +22,7 @@ from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.shardset import Cohort
 from medssl.train import augment
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import finetune
+from medssl.train.finetune import augmentation, finetune
 from medssl.train.jobs import ExternalSet, FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
 from medssl.train.predict import predict
 from medssl.train.pretrain import pretrain
@@ -386,3 +386,14 @@ def test_an_interrupted_prediction_keeps_what_is_finished_and_ends_with_the_same
 def test_an_exploding_loss_is_told_and_not_kept(data: Prepared) -> None:
     with pytest.raises(BadInputError, match="lower learning_rate"):
         finetune(finetune_job(data, "exploding", item(learning_rate=1e30)), ALONE)
+
+
+def test_fine_tuning_augments_radiographs_as_the_supplement_and_photographs_in_colour_too() -> None:
+    base = {"num_steps": 1, "learning_rates": [0.1], "label_fractions": [1.0]}
+    radiographs = augmentation(FinetuneConfig.model_validate(base))
+    assert radiographs == augment.chexpert_supervised()  # A.2: the defaults
+    colour = {"saturation": 0.2, "hue": 0.05, "blur_probability": 0.5}
+    photographs = augmentation(FinetuneConfig.model_validate(base | colour))
+    assert (photographs.saturation, photographs.hue, photographs.blur_p) == (0.2, 0.05, 0.5)
+    assert not photographs.additive_brightness
+    assert (photographs.rotation_deg, photographs.flip_p, photographs.crop_scale) == (20, 0.5, (0.08, 1.0))

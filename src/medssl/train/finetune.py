@@ -158,7 +158,7 @@ class Finetuning:
         self.unit_M = cohorts.units_of(item)
         self.targets_MK = torch.from_numpy(cohorts.train.labelled.targets_MK)
         self.mask_MK = torch.from_numpy(cohorts.train.labelled.mask_MK)
-        self.augmentation = _augmentation(job.settings)
+        self.augmentation = augmentation(job.settings)
         self.model = _classifier(job, len(cohorts.classes), self.seed).to(ranks.device)
         self.frozen = frozen
         self.trained: nn.Module = self.model if frozen is None else self.model.head
@@ -367,7 +367,8 @@ def _classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
     return model
 
 
-def _augmentation(settings: FinetuneConfig) -> augment.Augmentation:
+def augmentation(settings: FinetuneConfig) -> augment.Augmentation:
+    """What is drawn for each image of a training step: by default the supplement's set for radiographs (A.2)."""
     return replace(
         augment.chexpert_supervised(),
         crop_scale=(settings.crop_area_min, 1.0),
