@@ -14,10 +14,11 @@ from medssl.train import augment
 from medssl.train.checkpoint import save_weights
 from medssl.train.cohorts import Cohorts
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import Frozen, finetune
+from medssl.train.finetune import finetune
 from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import Images
 from medssl.train.predict import predict
+from medssl.train.start import Frozen
 from tests.train.test_training import (
     ALONE,
     ENCODER,

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from medssl.progress import counted, say
+from medssl.stages.step import Step
+from medssl.store import Store
+
 EVALUATED = "evaluated"  # key of a step's record: the sets that it predicted
 
 
@@ -67,3 +71,19 @@ class Uses:
         noted = [*noted, of.noted()]
         models = {model for note in noted for model in note["models"]}
         return cls(len(noted), len(models), len({note["study_id"] for note in noted}))
+
+
+def told_uses(store: Store, step: Step, evaluated: Sequence[Evaluation]) -> list[tuple[str, int, float]]:
+    """Say how often each set has now been used; returns that as metrics, which MLflow shows."""
+    metrics = []
+    records = store.records()
+    for one in evaluated:
+        uses = Uses.count(records, one, step.key)
+        say(
+            f"predict {step.item}: {one.split} of {one.dataset} has now been used by "
+            f"{counted(uses.num_models, 'model')} in {counted(uses.num_tasks, 'task')} of "
+            f"{uses.num_studies} {'study' if uses.num_studies == 1 else 'studies'} of this store"
+        )
+        metrics.append((f"uses_of_{one.split}/{one.dataset}", 0, float(uses.num_tasks)))
+        metrics.append((f"models_on_{one.split}/{one.dataset}", 0, float(uses.num_models)))
+    return metrics

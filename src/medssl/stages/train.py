@@ -18,9 +18,8 @@ from medssl.config import (
 )
 from medssl.exit_codes import BadInputError
 from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
-from medssl.progress import counted, say
 from medssl.stages import step as steps
-from medssl.stages.evaluations import EVALUATED, Evaluation, Uses
+from medssl.stages.evaluations import EVALUATED, Evaluation, told_uses
 from medssl.store import Artifact, Store, write_json
 
 if TYPE_CHECKING:
@@ -337,7 +336,7 @@ def predict(
             step.finish(
                 "predictions",
                 summary,
-                [("models", 0, len(listed)), *_told_uses(store, step, evaluated)],
+                [("models", 0, len(listed)), *told_uses(store, step, evaluated)],
                 notes={EVALUATED: [one.noted() for one in evaluated]},
             )
     return step.result
@@ -350,22 +349,6 @@ def _evaluated(job: "PredictJob") -> list[Evaluation]:
         sets.append((job.dataset, job.dataset_digest, "test"))
     models = tuple(item.checkpoint_digest for item in job.items)
     return [Evaluation(*one, job.study_id, models) for one in sets]
-
-
-def _told_uses(store: Store, step: steps.Step, evaluated: Sequence[Evaluation]) -> list[tuple[str, int, float]]:
-    """Say how often each set has now been used; returns that as metrics, which MLflow shows."""
-    metrics = []
-    records = store.records()
-    for one in evaluated:
-        uses = Uses.count(records, one, step.key)
-        say(
-            f"predict {step.item}: {one.split} of {one.dataset} has now been used by "
-            f"{counted(uses.num_models, 'model')} in {counted(uses.num_tasks, 'task')} of "
-            f"{uses.num_studies} {'study' if uses.num_studies == 1 else 'studies'} of this store"
-        )
-        metrics.append((f"uses_of_{one.split}/{one.dataset}", 0, float(uses.num_tasks)))
-        metrics.append((f"models_on_{one.split}/{one.dataset}", 0, float(uses.num_models)))
-    return metrics
 
 
 def grid(settings: FinetuneConfig) -> list[dict[str, Any]]:

@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,24 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from medssl import labels, layout, metrics
-from medssl.config import FinetuneConfig, digest
+from medssl.config import FinetuneConfig
 from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.model.losses import masked_bce, set_cross_entropy
-from medssl.model.networks import Classifier, build_encoder
 from medssl.progress import Progress, say
 from medssl.shardset import permutation
 from medssl.store import write_json
 from medssl.train import augment
 from medssl.train.batches import Batches, Rows
-from medssl.train.checkpoint import cpu_copy, forget_state, load_state, load_weights, save_state, save_weights
-from medssl.train.cohorts import Cohorts, Split
+from medssl.train.checkpoint import cpu_copy, forget_state, load_state, save_state, save_weights
+from medssl.train.cohorts import Cohorts
 from medssl.train.distributed import Ranks, StopRequest
 from medssl.train.history import History, write_history
 from medssl.train.jobs import FinetuneItem, FinetuneJob
 from medssl.train.loader import finetune_batch_at
 from medssl.train.optim import sgd_nesterov, warmup_cosine
 from medssl.train.precision import autocast
-from medssl.train.scoring import EVALUATION_BATCH, fusion, predict_head_scores, predict_scores, represent
+from medssl.train.scoring import EVALUATION_BATCH, fusion, predict_head_scores, predict_scores
+from medssl.train.start import Frozen, frozen_encoders, initial_classifier, item_seed
 from medssl.train.worker import run_worker
 
 
@@ -54,7 +52,7 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
     num_finished = sum(_is_finished(job, item) for item in job.items)
     num_steps = job.settings.num_steps
     progress = Progress(f"finetune {job.arm}", len(job.items) * num_steps, unit="steps", done=num_finished * num_steps)
-    frozen_of = _frozen_encoders(job, cohorts, ranks)
+    frozen_of = frozen_encoders(job, cohorts, ranks)
     for number, item in enumerate(job.items):
         work_dir = job.work_dir / item.name
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -72,65 +70,6 @@ def finetune(job: FinetuneJob, ranks: Ranks) -> None:
 
 def _is_finished(job: FinetuneJob, item: FinetuneItem) -> bool:
     return (job.work_dir / item.name / layout.OUTCOME).is_file()
-
-
-def item_seed(settings: FinetuneConfig, item: FinetuneItem) -> int:
-    """Seed of an item's initial weights and batches: the same for every arm and every grid point."""
-    return int(digest([settings.seed, item.draw, item.repeat])[:8], 16)
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What an encoder that is not trained makes of the images, float32 on the CPU.
-
-    Attributes:
-        train_ND: Representations of all training images, in the order of their cohort.
-        validation_ND: The same of validation.
-    """
-
-    train_ND: Tensor
-    validation_ND: Tensor
-
-    @classmethod
-    def compute(cls, job: FinetuneJob, cohorts: Cohorts, ranks: Ranks, seed: int) -> Self:
-        """Every image passes the encoder once, without augmentation; the ranks share the images."""
-        encoder = _classifier(job, len(cohorts.classes), seed).encoder.to(ranks.device)
-        encoder = encoder.to(memory_format=torch.channels_last)
-
-        def of(split: Split) -> Tensor:
-            num = len(split.images)
-            padded = num + (-num % ranks.world_size)
-            own_ND = represent(
-                encoder,
-                split.images,
-                np.arange(ranks.rank, padded, ranks.world_size) % num,
-                size_px=job.settings.image_size_px,
-                precision=job.settings.precision,
-                device=ranks.device,
-            )
-            shared_WND = ranks.gather(own_ND.to(ranks.device)).cpu().unflatten(0, (ranks.world_size, -1))
-            all_ND: Tensor = shared_WND.transpose(0, 1).flatten(0, 1)[:num]
-            return all_ND
-
-        return cls(of(cohorts.train), of(cohorts.validation))
-
-
-def _frozen_encoders(job: FinetuneJob, cohorts: Cohorts, ranks: Ranks) -> Callable[[FinetuneItem], Frozen | None]:
-    """What the encoder of an item makes of the images; None where it is trained.
-
-    Imported or pretrained weights are the same for all items, random ones for those of one seed.
-    """
-
-    @lru_cache(maxsize=1)
-    def computed(seed: int) -> Frozen:
-        return Frozen.compute(job, cohorts, ranks, seed)
-
-    def of(item: FinetuneItem) -> Frozen | None:
-        if job.settings.trainable == "all":
-            return None
-        return computed(0 if job.initial_dir else item_seed(job.settings, item))
-
-    return of
 
 
 class Finetuning:
@@ -159,7 +98,7 @@ class Finetuning:
         self.targets_MK = torch.from_numpy(cohorts.train.labelled.targets_MK)
         self.mask_MK = torch.from_numpy(cohorts.train.labelled.mask_MK)
         self.augmentation = augmentation(job.settings)
-        self.model = _classifier(job, len(cohorts.classes), self.seed).to(ranks.device)
+        self.model = initial_classifier(job, len(cohorts.classes), self.seed).to(ranks.device)
         self.frozen = frozen
         self.trained: nn.Module = self.model if frozen is None else self.model.head
         # A head is little work: every rank trains it on whole batches, and no gradient travels.
@@ -355,16 +294,6 @@ class _Best:
     score: float | None = None
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
-
-
-def _classifier(job: FinetuneJob, num_classes: int, seed: int) -> Classifier:
-    """The network that an item starts from."""
-    torch.manual_seed(seed)
-    encoder = build_encoder(job.encoder, image_channels=job.channels)
-    model = Classifier(encoder, num_classes=num_classes, fusion=job.task.fusion)
-    if job.initial_dir is not None:
-        load_weights(encoder, job.initial_dir / layout.ENCODER)
-    return model
 
 
 def augmentation(settings: FinetuneConfig) -> augment.Augmentation:
