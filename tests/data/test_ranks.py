@@ -94,16 +94,16 @@ def test_without_strata_a_small_fraction_may_lose_a_condition_and_with_them_it_k
 
 
 def test_patients_who_are_added_take_the_free_places_and_nobody_elses_rank_changes() -> None:
-    conditions = random_conditions(240, seed=1)
+    conditions = random_conditions(240, seed=0)
     index = index_of(conditions[:40])
     table = splits.assign(index, STRATIFIED).splits
-    for num in (41, 42, 60, 120, 121, 240):
+    for num in (*range(41, 100), 240):
         index = index_of(conditions[:num])
         grown = splits.assign(index, STRATIFIED, previous=table).splits
         ranks = {row["patient_id"]: row["label_ranks"] for row in grown.to_pylist()}
         assert all(ranks[row["patient_id"]] == row["label_ranks"] for row in table.to_pylist())
         table = grown
-        assert largest_deviation(index, table) <= 2.5
+        assert largest_deviation(index, table) <= 3  # by hashes alone, two patients more
 
 
 def test_neither_row_order_nor_patients_outside_training_change_a_rank() -> None:

@@ -378,7 +378,7 @@ def test_an_interrupted_prediction_keeps_what_is_finished_and_ends_with_the_same
     assert finished[0] == "part-0-0.parquet"
     assert len(finished) == (1 if how is crash else 2)
     with monkeypatch.context() as patch:
-        interrupt(patch, after_calls=4 - len(finished), how=crash)  # one batch too many
+        interrupt(patch, after_calls=4 - len(finished), how=lambda: pytest.fail("predicted again"))
         predict(broken, ALONE)
     assert files_of(broken.out_dir) == files_of(whole.out_dir)
 
