@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from medssl import layout, schema
+from medssl.imaging import Pixels
 from medssl.model.networks import build_encoder
 from medssl.train import augment
 from medssl.train.checkpoint import save_weights
@@ -85,7 +86,7 @@ def test_every_image_passes_the_encoder_once_however_many_heads_are_trained(
     calls = []
     real = augment.evaluate
 
-    def counting(image_HWC: augment.Pixels, **options: Any) -> None:
+    def counting(image_HWC: Pixels, **options: Any) -> None:
         calls.append(image_HWC.shape)
         real(image_HWC, **options)
 
