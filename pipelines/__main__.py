@@ -98,7 +98,7 @@ def _compile(options: argparse.Namespace) -> None:
         raise BadInputError(f"--out {options.out.name}: expected the name of a YAML file, such as pipeline.yaml")
     study = load_study(options.study, options.overrides)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    compile_pipeline(make_plan(study), options.out, parallel_tasks=study.resources.parallel_tasks)
+    compile_pipeline(make_plan(study), options.out, parallel_tasks=study.resources.parallel_tasks or 1)
     sys.stdout.write(f"{options.out}\n")
 
 

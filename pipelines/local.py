@@ -78,6 +78,8 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
             _tell(f"not run: {arm}, which {reason}")
         root = _data_root(study, out_dir)
         key_id = preflight.check(study, root, store)
+        study = _with_parallel_tasks(study)
+        os.environ[PARALLEL_TASKS_VARIABLE] = str(study.resources.parallel_tasks)
         plan = make_plan(study)
         _tell(
             f"study {study.name}: {counted(plan.num_tasks, 'task')}, {plan.num_training_processes} of them train; "
@@ -180,6 +182,23 @@ def _with_resolved_roots(study: Study) -> Study:
         for key, sets in (("external", study.external), ("pretraining_data", study.pretraining_data))
     }
     return study.model_copy(update=resolved)
+
+
+def _with_parallel_tasks(study: Study) -> Study:
+    """The study with a number of fine-tuning tasks at a time, where it leaves that to the machine."""
+    if study.resources.parallel_tasks:
+        return study
+    from medssl.train.footprint import parallel_tasks  # takes seconds to import: torch
+
+    number = parallel_tasks(
+        [study.encoders[arm.encoder] for arm in study.arms],
+        study.finetune,
+        study.task,
+        study.resources,
+        channels=study.shards.channels,
+        num_tasks=len(study.arms),
+    )
+    return study.model_copy(update={"resources": study.resources.model_copy(update={"parallel_tasks": number})})
 
 
 def _data_root(study: Study, out_dir: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from medssl.config import (
     ConfigError,
@@ -15,6 +16,7 @@ from medssl.config import (
     FinetuneConfig,
     ShardConfig,
     SplitConfig,
+    Study,
     digest,
     load_study,
     validate,
@@ -76,6 +78,11 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("finetune.learning_rates=[0.1, 0]", "learning_rates.1.*greater than 0"),
         ("finetune.weight_decays=[-0.1]", "weight_decays.0.*greater than or equal to 0"),
         ("encoders.resnet18-quarter.width=0.015", "width.*greater than or equal to 0.0156"),
+        ("finetune.trainable=some", "trainable.*'all' or 'head'"),
+        ("finetune.hue=0.6", "hue.*less than or equal to 0.5"),
+        ("task.fusion=probability", "fusion probability is for conditions"),
+        ("splits.stratify=finding", "stratify.*'none' or 'condition'"),
+        ("resources.parallel_tasks=3", "parallel_tasks.*less than or equal to 2"),
         ("predict.splits=[]", "predict.splits must name .test. and each split once"),
         ("predict.splits=[validation]", "predict.splits must name"),
         ("predict.splits=[test, test]", "predict.splits must name"),
@@ -366,3 +373,26 @@ def test_a_key_that_is_given_twice_is_told(tmp_path: Path) -> None:
     path.write_text("name: a\ndata: {name: x}\nname: b\n")
     with pytest.raises(ConfigError, match="given twice: name"):
         load_study(path)
+
+
+def test_a_study_of_conditions_has_defaults_of_its_own_which_its_file_may_overrule() -> None:
+    derm = load_study(STUDIES / "demo_derm.yaml")
+    assert derm.splits.stratify == "condition"
+    assert derm.compare.resampling_units == ("patient", "case")
+    raw = derm.dump()
+    for key in ("saturation", "hue", "blur_probability"):
+        del raw["finetune"][key]
+    del raw["splits"]["stratify"]
+    assert Study.model_validate(raw).finetune.blur_probability == 0.5
+    assert Study.model_validate(raw).splits.stratify == "condition"
+    assert Study.model_validate(raw | {"splits": {}}).splits.mode == "paper"
+    raw["splits"]["stratify"], raw["finetune"]["hue"] = "none", 0
+    assert (Study.model_validate(raw).splits.stratify, Study.model_validate(raw).finetune.hue) == ("none", 0)
+    findings = load_study(STUDIES / "demo.yaml")
+    assert (findings.splits.stratify, findings.finetune.saturation, findings.finetune.blur_probability) == (
+        "none",
+        0,
+        0,
+    )
+    with pytest.raises(ValidationError, match="finetune\n  Field required"):
+        Study.model_validate({key: section for key, section in raw.items() if key != "finetune"})

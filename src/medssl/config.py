@@ -30,6 +30,8 @@ Seed = Annotated[int, Field(ge=0, le=2**53)]  # KFP carries it as a double, whic
 # Of the networks' forward pass and, with bf16, of the products within the contrastive loss, whose sums are float32.
 # Weights, their updates and batch norm's statistics are float32 in both.
 Precision = Literal["float32", "bf16"]
+# Of a case's images: the mean of their representations, or of their probabilities.
+Fusion = Literal["representation", "probability"]
 # With a smaller image a network's last stride acts on one pixel, for which the CPU library of torch 2.14 (oneDNN 3.12)
 # leaves part of a bf16 convolution's weight gradient unwritten: whatever was in memory.
 MIN_BF16_SIZE_PX = 17
@@ -210,6 +212,9 @@ class TaskConfig(Section):
     num_conditions: Positive = 26
     min_train_cases: Positive = 100
     max_images_per_case: Positive = 6  # that a training step sees; evaluation takes all
+    # How the images of a case become one prediction, in training as in evaluation. The paper does not say; by default
+    # the mean of the pooled representations (spec 2.1).
+    fusion: Fusion = "representation"
 
     @property
     def selection_metric(self) -> str:
@@ -222,6 +227,8 @@ class TaskConfig(Section):
             raise ValueError(f"task.findings must be a list of distinct names, found {list(self.findings)}")
         if _has_repeats(self.conditions):
             raise ValueError(f"task.conditions must be distinct names, found {list(self.conditions)}")
+        if self.kind == "findings" and self.fusion != "representation":
+            raise ValueError(f"task.fusion {self.fusion} is for conditions; findings are those of one image")
         return self
 
 
@@ -240,6 +247,9 @@ class SplitConfig(Section):
     # How many seeds, from `seed` on, are tried for the split whose largest deviation from the whole is smallest.
     balance_seeds: int = Field(1, ge=1, le=1000)
     draws: int = Field(1, ge=1, le=100)  # independent orders of the patients, from which label fractions are cut
+    # condition: each label fraction holds its share of the training patients of every condition, one patient more or
+    # less. The default is none for findings and condition for conditions (spec 3.3).
+    stratify: Literal["none", "condition"] = "none"
     # Digest of an earlier splits artifact of this store, whose patients keep split and ranks; "": start anew.
     extend: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
@@ -450,8 +460,11 @@ class ArmConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """End-to-end fine-tuning: a grid search, then repeats of what it chose (spec 1.8)."""
+    """Fine-tuning: a grid search, then repeats of what it chose (spec 1.8)."""
 
+    # all: end to end, as in the paper. head: a linear probe, the cheap option: the encoder stays as it was pretrained,
+    # in evaluation mode, and each image passes it once, without augmentation.
+    trainable: Literal["all", "head"] = "all"
     num_steps: Positive
     batch_size: int = Field(256, ge=2)
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...]
@@ -466,8 +479,13 @@ class FinetuneConfig(Section):
     rotation_deg: float = Field(20.0, ge=0, le=180)
     flip_probability: float = Field(0.5, ge=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    # Brightness is added, then contrast stretched (supplement A.2), unless saturation or hue change too: then all four
+    # are factors, in random order, as SimCLR's.
     brightness: float = Field(0.2, ge=0, le=1)
     contrast: float = Field(0.2, ge=0, le=1)
+    saturation: float = Field(0, ge=0, le=1)
+    hue: float = Field(0, ge=0, le=0.5)
+    blur_probability: float = Field(0, ge=0, le=1)
     image_size_px: int = Field(224, ge=16)
     precision: Precision = "float32"
     checkpoint_every_steps: Positive = 1000
@@ -628,8 +646,21 @@ class ResourcesConfig(Section):
     # for decoded images, 0: its share of a quarter of the memory. More images than fit are decoded at each use.
     loader_threads: int = Field(0, ge=0)
     cache_mib: int = Field(0, ge=0)
-    parallel_tasks: int = Field(1, ge=1, le=2)  # fine-tuning tasks at a time on one machine (kfp.local's cap is 2)
+    # Fine-tuning tasks at a time on one machine, at most 2 (kfp.local's cap); 0: as many as its cores and memory allow.
+    parallel_tasks: int = Field(1, ge=0, le=2)
     beam_options: tuple[str, ...] = ()  # as Beam's command line takes them; without a --runner, all in one process
+
+
+# Where cases have one of many conditions: they are what is resampled, label fractions keep the shares of conditions,
+# and photographs change in colour and sharpness too. The paper names these changes for both tasks without a range
+# (spec 1.7): those of brightness and contrast (A.2) are a quarter of SimCLR's, so are the others; blur is SimCLR's.
+DEFAULTS_OF_CONDITIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "compare": {"resampling_units": ["patient", "case"]},
+        "splits": {"stratify": "condition"},
+        "finetune": {"saturation": 0.2, "hue": 0.05, "blur_probability": 0.5},
+    }
+)
 
 
 class Study(Section):
@@ -662,14 +693,20 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resample_cases(cls, values: Any) -> Any:
-        """In a study of conditions the units are cases, so these are what is resampled by default."""
+    def _default_to_conditions(cls, values: Any) -> Any:
+        """In a study of conditions other defaults hold: `DEFAULTS_OF_CONDITIONS`."""
         if not isinstance(values, dict):
             return values
-        task, compare = (values.get(key) or {} for key in ("task", "compare"))
-        if not isinstance(task, dict) or not isinstance(compare, dict) or task.get("kind") != "conditions":
+        task = values.get("task")
+        if not isinstance(task, dict) or task.get("kind") != "conditions":
             return values
-        return values | {"compare": {"resampling_units": ["patient", "case"], **compare}}
+        sections = {
+            key: values.get(key) or {}
+            for key in DEFAULTS_OF_CONDITIONS
+            if key in values or not cls.model_fields[key].is_required()
+        }
+        given = {key: section for key, section in sections.items() if isinstance(section, dict)}
+        return values | {key: {**DEFAULTS_OF_CONDITIONS[key], **section} for key, section in given.items()}
 
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:

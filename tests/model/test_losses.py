@@ -224,6 +224,18 @@ def test_masked_bce_is_the_mean_over_known_labels_only():
     assert torch.equal(logits.grad[:, 1], torch.zeros(2))
 
 
+def test_an_image_without_any_known_label_changes_neither_the_loss_nor_another_images_gradient():
+    known = torch.tensor([[0.3, -2.0], [1.5, 0.7]], requires_grad=True)
+    targets, mask = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, False], [True, True]])
+    masked_bce(known, targets, mask).backward()
+    logits = torch.cat([known.detach(), torch.full((1, 2), 50.0)]).requires_grad_()
+    unknown = torch.cat([targets, torch.full((1, 2), math.nan)]), torch.cat([mask, torch.zeros(1, 2, dtype=torch.bool)])
+    loss = masked_bce(logits, *unknown)
+    loss.backward()
+    assert loss.item() == masked_bce(known, targets, mask).item()
+    assert torch.equal(logits.grad, torch.cat([known.grad, torch.zeros(1, 2)]))
+
+
 def test_masked_bce_without_a_known_label_is_zero_and_keeps_the_graph():
     logits = torch.randn(3, 5, requires_grad=True)
     loss = masked_bce(logits, torch.full((3, 5), math.nan), torch.zeros(3, 5, dtype=torch.bool))

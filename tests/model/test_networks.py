@@ -10,7 +10,14 @@ from torch.nn import functional
 from medssl.config import EncoderConfig
 from medssl.exit_codes import BadInputError
 from medssl.model.bit import BiT
-from medssl.model.networks import Classifier, ProjectionHead, ResNet, _max_pool_same, build_encoder
+from medssl.model.networks import (
+    Classifier,
+    ProjectionHead,
+    ResNet,
+    _max_pool_same,
+    build_encoder,
+    log_mean_probability,
+)
 
 
 @pytest.mark.parametrize(("depth", "width", "millions"), [(50, 1, 23.51), (50, 4, 375.38), (152, 2, 232.25)])
@@ -123,6 +130,36 @@ def test_a_case_is_classified_by_the_mean_of_its_images_representations():
     fused = classifier(images, torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
     alone = classifier(images)  # the head is linear: the mean of the logits is that of the mean representation
     torch.testing.assert_close(fused, torch.stack([(alone[0] + alone[1]) / 2, alone[2]]))
+
+
+def test_a_case_may_be_classified_by_the_mean_of_its_images_probabilities():
+    encoder = ResNet(depth=18, width=0.25, in_channels=1)
+    classifier = Classifier(encoder, num_classes=3, fusion="probability").eval()
+    images = torch.rand(3, 1, 48, 48)
+    fused = classifier(images, torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])).softmax(dim=1)
+    alone = classifier(images).softmax(dim=1)
+    torch.testing.assert_close(fused, torch.stack([(alone[0] + alone[1]) / 2, alone[2]]))
+
+
+def test_mean_probabilities_and_their_gradients_are_those_of_the_plain_formula():
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.zeros(3, 6, dtype=torch.float64)
+    for case, images in enumerate([[0, 1, 2], [3], [4, 5]]):
+        weights[case, images] = 1 / len(images)
+    ours, plain = log_mean_probability(logits, weights), (weights @ logits.softmax(dim=1)).log()
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours.log_softmax(dim=1), ours, rtol=0, atol=1e-14)  # it is its own log-softmax
+    found, expected = (torch.autograd.grad(value[:, 1].sum(), logits, retain_graph=True)[0] for value in (ours, plain))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_mean_probabilities_that_underflow_keep_a_loss_and_a_gradient():
+    """Both images are sure of the first class by 1,000 and 3,000 nats: the mean is exp(-1000) / 2 for the second."""
+    logits = torch.tensor([[1000.0, 0.0], [3000.0, 0.0]], requires_grad=True)
+    loss = -log_mean_probability(logits, torch.tensor([[0.5, 0.5]]))[0, 1]
+    assert loss.item() == pytest.approx(1000 + math.log(2))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pretraining stage, killed at random moments and resumed: real processes, torchrun among them."""
+"""The stages that train, killed at random moments and resumed: real processes, torchrun among them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,11 @@ class Stage:
     store: Path
     arguments: list[str]
     environment: dict[str, str]
+    name: str = "pretrain"
+    begun: str = r"from step (\d+)"  # what it prints when its work begins
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "medssl", "pretrain", str(TINY), *self.arguments]
+        command = [sys.executable, "-m", "medssl", self.name, str(TINY), *self.arguments]
         return subprocess.Popen(
             command,
             env=self.environment | {STORE_VARIABLE: str(self.store)} | environment,
@@ -50,15 +52,18 @@ class Stage:
         )
 
     def copy(self, folder: Path) -> "Stage":
-        return Stage(shutil.copytree(self.store, folder, symlinks=True), self.arguments, self.environment)
+        return replace(self, store=shutil.copytree(self.store, folder, symlinks=True))
 
-    def finish(self, **environment: str) -> dict[str, Tensor]:
-        """Run to the end; returns the encoder's weights."""
+    def made(self, **environment: str) -> Path:
+        """Run to the end; returns the folder of the result."""
         process = self.start(**environment)
         printed, _ = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, printed[-3000:]
-        made = Path(json.loads(printed.strip().splitlines()[-1])["uri"])
-        return load_file(made / layout.ENCODER)
+        return Path(json.loads(printed.strip().splitlines()[-1])["uri"])
+
+    def finish(self, **environment: str) -> dict[str, Tensor]:
+        """Run to the end; returns the encoder's weights."""
+        return load_file(self.made(**environment) / layout.ENCODER)
 
     def kill(self, *, after_s: float, how: signal.Signals = signal.SIGKILL, **environment: str) -> tuple[int, bool]:
         """Start, wait until training has begun and `after_s` more, kill all its processes.
@@ -70,7 +75,7 @@ class Stage:
         assert process.stdout is not None
         begun = None
         for line in process.stdout:
-            if begun := re.search(r"from step (\d+)", line):
+            if begun := re.search(self.begun, line):
                 break
         assert begun, "training did not begin"
         time.sleep(after_s)
@@ -106,8 +111,8 @@ def environ(pid: int) -> bytes:
         return b""
 
 
-def prepare(folder: Path, *settings: str) -> Stage:
-    """A store with the data of the tiny study, and the command of its SimCLR run."""
+def prepare(folder: Path, *settings: str, item: str = "simclr") -> Stage:
+    """A store with the data of the tiny study, and the command of its SimCLR run, or with the settings of another."""
     root = folder / "set"
     assert main(["demo", "--out", str(root), "--patients", "40", "--image-size-px", "32"]) == 0
     sets = [f"data.root={root}", "data.generate=null", "pretraining.simclr.probe=false", *settings]
@@ -121,7 +126,7 @@ def prepare(folder: Path, *settings: str) -> Stage:
     at = {"root": str(root), "data_digest": digest, "index_uri": index.uri}
     shards = data.write_shards(store, study.shards, **at, **version)
     made = {"index": index, "splits": splits, "shards": shards}
-    arguments = ["--item", "simclr", *(part for setting in sets for part in ("--set", setting))]
+    arguments = ["--item", item, *(part for setting in sets for part in ("--set", setting))]
     # Relative to the store, so that a copy of it is used whole.
     arguments += [part for role, one in made.items() for part in ("--input", f"{role}={one.uri}")]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSSL_", "MLFLOW_"))}
@@ -173,3 +178,52 @@ def test_a_stopped_run_of_two_processes_goes_on_in_one_with_the_same_batches(tmp
         for weights, other in ((whole, initial), (resumed, whole))
     )
     assert 0 < difference < 0.01 * change
+
+
+FINETUNE_STEPS = 150
+
+
+def prepare_search(folder: Path) -> Stage:
+    """The command of a search over four grid points."""
+    settings = {"num_steps": FINETUNE_STEPS, "evaluate_every_steps": 50, "checkpoint_every_steps": EVERY_STEPS}
+    settings |= {"learning_rates": "[0.01,0.02,0.03,0.04]", "repeats": 2}
+    prepared = prepare(folder, *(f"finetune.{key}={value}" for key, value in settings.items()), item="random")
+    return replace(prepared, name="search-hyperparameters")
+
+
+def kill_search_and_compare(folder: Path, *, kills: int, longest_s: float) -> None:
+    """A search that is killed again and again goes on within its grid and ends with the bytes of a whole one."""
+    prepared = prepare_search(folder)
+    whole = prepared.copy(folder / "whole").made()
+    broken = prepared.copy(folder / "broken")
+    moments = random.Random(0)
+    finished = 0
+    for number in range(kills):
+        _, is_killed = broken.kill(after_s=moments.uniform(0, longest_s))
+        assert is_killed, f"the search was over before kill {number + 1}; make it longer"
+        outcomes = len(list((broken.store / "work").glob(f"*/*/{layout.OUTCOME}")))
+        assert outcomes >= finished, "a grid point that is finished stays finished"
+        finished = outcomes
+    assert broken.made().name == whole.name  # the digest of every byte
+
+
+def test_two_kills_leave_the_scores_of_a_search_as_they_would_have_been(tmp_path: Path) -> None:
+    kill_search_and_compare(tmp_path, kills=2, longest_s=2.0)
+
+
+@pytest.mark.slow
+def test_twelve_kills_leave_the_scores_of_a_search_as_they_would_have_been(tmp_path: Path) -> None:
+    kill_search_and_compare(tmp_path, kills=12, longest_s=1.5)
+
+
+@pytest.mark.slow
+def test_repeats_that_are_killed_and_stopped_end_in_the_models_of_a_whole_run(tmp_path: Path) -> None:
+    search = prepare_search(tmp_path)
+    scores = search.made()
+    select = replace(search, name="select", arguments=[*search.arguments, "--input", f"scores={scores}"])
+    tune = replace(search, name="finetune", arguments=[*search.arguments, "--input", f"selection={select.made()}"])
+    whole = tune.copy(tmp_path / "whole").made()
+    for how, after_s in ((signal.SIGKILL, 1.0), (signal.SIGTERM, 0.5), (signal.SIGKILL, 0.2)):
+        _, is_killed = tune.kill(after_s=after_s, how=how)
+        assert is_killed
+    assert tune.made().name == whole.name

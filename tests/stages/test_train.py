@@ -88,6 +88,18 @@ def test_the_selected_repeat_is_the_best_by_validation_one_a_cell() -> None:
     assert selected == [(0.1, 1), (1.0, 0)]
 
 
+def test_a_repeat_with_the_lowest_score_is_before_one_without_and_a_tie_goes_to_the_first() -> None:
+    def selected(*scores: float | None) -> list[int]:
+        outcomes = [
+            {"label_fraction": 1.0, "draw": 0, "repeat": r, "validation_score": s} for r, s in enumerate(scores)
+        ]
+        return [o["repeat"] for o in mark_selected(outcomes) if o["is_selected"]]
+
+    assert selected(None, 0.0) == [1]
+    assert selected(0.5, 0.7, 0.7) == [1]
+    assert selected(None, None) == [0]
+
+
 def test_an_arm_is_searched_and_repeated_at_its_own_label_fractions() -> None:
     study = load_study(DEMO, ["arms.random.label_fractions=[0.05]"])
     random, simclr = study.arms[:2]

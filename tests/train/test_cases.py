@@ -13,10 +13,14 @@ from PIL import Image
 from medssl import layout, schema
 from medssl.config import EncoderConfig, FinetuneConfig, PredictConfig, ShardConfig, TaskConfig
 from medssl.data import shards
+from medssl.model.networks import Classifier, build_encoder
+from medssl.shardset import ShardSet
+from medssl.train.checkpoint import load_weights
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import finetune, fusion
+from medssl.train.finetune import finetune
 from medssl.train.jobs import FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob
 from medssl.train.predict import predict
+from medssl.train.scoring import fusion
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 ENCODER = EncoderConfig(depth=18, width=0.125)
@@ -77,10 +81,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return Prepared(inputs, folder, index)
 
 
-@pytest.fixture(scope="module")
-def trained(data: Prepared) -> FinetuneJob:
-    for name in ("work", "out"):
-        (data.folder / name).mkdir()
+def finetuned(data: Prepared, name: str, task: TaskConfig) -> FinetuneJob:
+    for part in ("work", "out", "predict-work", "predicted"):
+        (data.folder / f"{name}-{part}").mkdir()
     settings: dict[str, Any] = {"num_steps": 40, "batch_size": 6, "learning_rates": [0.1], "label_fractions": [1.0]}
     settings |= {"image_size_px": SIZE, "evaluate_every_steps": 10, "crop_area_min": 1, "rotation_deg": 0}
     job = FinetuneJob(
@@ -88,26 +91,23 @@ def trained(data: Prepared) -> FinetuneJob:
         arm="x",
         items=(ITEM,),
         settings=FinetuneConfig.model_validate(settings | {"flip_probability": 0}),
-        task=TASK,
+        task=task,
         encoder=ENCODER,
         channels=1,
         initial_dir=None,
-        work_dir=data.folder / "work",
-        out_dir=data.folder / "out",
+        work_dir=data.folder / f"{name}-work",
+        out_dir=data.folder / f"{name}-out",
     )
     finetune(job, ALONE)
     return job
 
 
-def test_cases_are_learnt_and_selected_by_their_top_1_accuracy(trained: FinetuneJob) -> None:
-    rows = schema.read(trained.out_dir / ITEM.name / layout.HISTORY, schema.HISTORY).to_pylist()
-    scores = [row["value"] for row in rows if row["metric"] == "validation_top_1_accuracy"]
-    assert max(scores) == 1.0
-    outcome = (trained.out_dir / ITEM.name / layout.OUTCOME).read_text()
-    assert '"num_train_patients": 12' in outcome
+@pytest.fixture(scope="module")
+def trained(data: Prepared) -> FinetuneJob:
+    return finetuned(data, "mean", TASK)
 
 
-def test_predictions_have_a_distribution_over_conditions_for_each_case(data: Prepared, trained: FinetuneJob) -> None:
+def predictions(data: Prepared, name: str, trained: FinetuneJob) -> pa.Table:
     model = PredictItem(
         arm_id="x",
         label_fraction=1.0,
@@ -124,14 +124,27 @@ def test_predictions_have_a_distribution_over_conditions_for_each_case(data: Pre
         dataset_digest="d",
         items=(model,),
         settings=PredictConfig(batch_size=2),
-        task=TASK,
+        task=trained.task,
         encoder=ENCODER,
         channels=1,
         image_size_px=SIZE,
-        out_dir=data.folder,
+        work_dir=data.folder / f"{name}-predict-work",
+        out_dir=data.folder / f"{name}-predicted",
     )
     predict(job, ALONE)
-    table = schema.read(data.folder / layout.PREDICTIONS, schema.PREDICTIONS)
+    return schema.read(job.out_dir / layout.PREDICTIONS, schema.PREDICTIONS)
+
+
+def test_cases_are_learnt_and_selected_by_their_top_1_accuracy(trained: FinetuneJob) -> None:
+    rows = schema.read(trained.out_dir / ITEM.name / layout.HISTORY, schema.HISTORY).to_pylist()
+    scores = [row["value"] for row in rows if row["metric"] == "validation_top_1_accuracy"]
+    assert max(scores) == 1.0
+    outcome = (trained.out_dir / ITEM.name / layout.OUTCOME).read_text()
+    assert '"num_train_patients": 12' in outcome
+
+
+def test_predictions_have_a_distribution_over_conditions_for_each_case(data: Prepared, trained: FinetuneJob) -> None:
+    table = predictions(data, "mean", trained)
     by_case: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         by_case.setdefault(row["unit_id"], []).append(row)
@@ -150,6 +163,29 @@ def test_predictions_have_a_distribution_over_conditions_for_each_case(data: Pre
             continue
         expected = own[0] if own[0] in truth else "Other"
         assert truth == {name: int(name == expected) for name in truth}
+
+
+def test_probabilities_are_fused_in_training_and_in_prediction_where_the_task_says_so(data: Prepared) -> None:
+    """What is predicted for a case is the mean over its images of what the same weights say of each alone."""
+    trained = finetuned(data, "probability", TASK.model_copy(update={"fusion": "probability"}))
+    rows = schema.read(trained.out_dir / ITEM.name / layout.HISTORY, schema.HISTORY).to_pylist()
+    assert max(row["value"] for row in rows if row["metric"] == "validation_top_1_accuracy") == 1.0
+    table = predictions(data, "probability", trained).sort_by("class")
+    model = Classifier(build_encoder(ENCODER, image_channels=1), num_classes=3)
+    load_weights(model, trained.out_dir / ITEM.name / layout.MODEL)
+    by_case: dict[str, list[float]] = {}
+    for row in table.to_pylist():
+        by_case.setdefault(row["unit_id"], []).append(row["y_score"])
+    stored = ShardSet.open(data.inputs.shards_dir)
+    num_fused = 0
+    for case_id, found in by_case.items():
+        own = data.index.filter(pa.array([case == case_id for case in data.index["case_id"].to_pylist()]))
+        images = np.stack([stored.decode(stored.position(str(name))) for name in own["image_id"].to_pylist()])
+        with torch.no_grad():
+            alone = model.eval()(torch.from_numpy(images).float() / 255).double().softmax(dim=1).numpy()
+        np.testing.assert_allclose(found, alone.mean(axis=0), atol=1e-5)
+        num_fused += len(alone) > 1
+    assert num_fused > 2
 
 
 def test_fusion_averages_the_images_of_each_case() -> None:

@@ -1,5 +1,6 @@
 """Pretraining and fine-tuning on a handful of images, in this process."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.shardset import Cohort
 from medssl.train import augment
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import finetune
+from medssl.train.finetune import augmentation, finetune
 from medssl.train.jobs import ExternalSet, FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
 from medssl.train.predict import predict
 from medssl.train.pretrain import pretrain
@@ -223,7 +224,7 @@ def test_training_never_opens_test_images_and_predicting_does(data: Prepared, mo
     finetune(job, ALONE)
     assert opened == {"train", "validation"}
     weights = job.out_dir / item().name / layout.MODEL
-    predicted = predict_job(data, weights)
+    predicted = predict_job(data, weights, "watched")
     predict(predicted, ALONE)
     table = schema.read(predicted.out_dir / layout.PREDICTIONS, schema.PREDICTIONS)
     by_split = {row["split"]: row for row in table.to_pylist()}
@@ -235,7 +236,7 @@ def test_training_never_opens_test_images_and_predicting_does(data: Prepared, mo
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
-def predict_job(data: Prepared, weights: Path) -> PredictJob:
+def predict_job(data: Prepared, weights: Path, name: str) -> PredictJob:
     model = PredictItem(
         arm_id="x",
         label_fraction=1.0,
@@ -259,7 +260,8 @@ def predict_job(data: Prepared, weights: Path) -> PredictJob:
         encoder=ENCODER,
         channels=1,
         image_size_px=SIZE,
-        out_dir=data.fresh("predicted"),
+        work_dir=data.fresh(f"{name}-predict-work"),
+        out_dir=data.fresh(f"{name}-predicted"),
     )
 
 
@@ -320,6 +322,78 @@ def test_a_pretraining_that_learns_nothing_stops_where_it_is_asked_to(data: Prep
         pretrain(pretrain_job(data, "collapsed", **settings), ALONE)
 
 
+def test_a_grid_point_that_diverges_has_no_score_and_the_next_goes_on(
+    data: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = item(repeat=-1, learning_rate=1e30), item(repeat=-1)
+    job = finetune_job(data, "search", *items).model_copy(update={"keeps_weights": False})
+    finetune(job, ALONE)
+    bad, good = (json.loads((job.out_dir / one.name / layout.OUTCOME).read_text()) for one in items)
+    assert (bad["validation_score"], bad["step"]) == (None, 3)
+    assert 0 <= good["validation_score"] <= 1
+    assert "this grid point is rejected" in capsys.readouterr().out
+
+
+def test_a_finished_item_leaves_neither_its_state_nor_in_a_search_its_weights(data: Prepared) -> None:
+    for name, keeps_weights in (("kept", True), ("searched", False)):
+        job = finetune_job(data, name).model_copy(update={"keeps_weights": keeps_weights})
+        left = job.work_dir / item().name / ".state.pt.1.tmp"  # of a process that was killed while it saved
+        left.parent.mkdir()
+        left.touch()
+        finetune(job, ALONE)
+        expected = {layout.HISTORY, layout.OUTCOME, *([layout.MODEL] if keeps_weights else [])}
+        for folder in (job.work_dir, job.out_dir):
+            assert {path.name for path in (folder / item().name).iterdir()} == expected
+
+
+def test_a_partly_finished_grid_goes_on_where_it_was(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = item(repeat=-1), item(repeat=-1, learning_rate=0.2), item(repeat=-1, learning_rate=0.3)
+    whole, broken = (finetune_job(data, f"grid-{name}", *items) for name in ("whole", "broken"))
+    finetune(whole, ALONE)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=2 * (7 + 3) + 1, how=crash)  # two items of seven steps and three evaluations
+        with pytest.raises(KeyboardInterrupt):
+            finetune(broken, ALONE)
+    finished = {path.parent.name: path.stat().st_mtime_ns for path in broken.work_dir.rglob(layout.OUTCOME)}
+    assert set(finished) == {one.name for one in items[:2]}
+    finetune(broken, ALONE)
+    assert files_of(broken.out_dir) == files_of(whole.out_dir)
+    assert all((broken.work_dir / name / layout.OUTCOME).stat().st_mtime_ns == at for name, at in finished.items())
+
+
+@pytest.mark.parametrize(("how", "reason"), [(crash, KeyboardInterrupt), (stop, TerminatedError)])
+def test_an_interrupted_prediction_keeps_what_is_finished_and_ends_with_the_same_bytes(
+    data: Prepared, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None], reason: type[BaseException]
+) -> None:
+    tuned = finetune_job(data, f"models-{reason.__name__}")
+    finetune(tuned, ALONE)
+    weights = tuned.out_dir / item().name / layout.MODEL
+    whole, broken = (predict_job(data, weights, f"{name}-{reason.__name__}") for name in ("whole", "broken"))
+    predict(whole, ALONE)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=2, how=how)  # a batch holds a split
+        with pytest.raises(reason):
+            predict(broken, ALONE)
+    finished = sorted(path.name for path in broken.work_dir.iterdir())
+    assert finished[0] == "part-0-0.parquet"
+    assert len(finished) == (1 if how is crash else 2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_calls=4 - len(finished), how=lambda: pytest.fail("predicted again"))
+        predict(broken, ALONE)
+    assert files_of(broken.out_dir) == files_of(whole.out_dir)
+
+
 def test_an_exploding_loss_is_told_and_not_kept(data: Prepared) -> None:
     with pytest.raises(BadInputError, match="lower learning_rate"):
         finetune(finetune_job(data, "exploding", item(learning_rate=1e30)), ALONE)
+
+
+def test_fine_tuning_augments_radiographs_as_the_supplement_and_photographs_in_colour_too() -> None:
+    base = {"num_steps": 1, "learning_rates": [0.1], "label_fractions": [1.0]}
+    radiographs = augmentation(FinetuneConfig.model_validate(base))
+    assert radiographs == augment.chexpert_supervised()  # A.2: the defaults
+    colour = {"saturation": 0.2, "hue": 0.05, "blur_probability": 0.5}
+    photographs = augmentation(FinetuneConfig.model_validate(base | colour))
+    assert (photographs.saturation, photographs.hue, photographs.blur_p) == (0.2, 0.05, 0.5)
+    assert not photographs.additive_brightness
+    assert (photographs.rotation_deg, photographs.flip_p, photographs.crop_scale) == (20, 0.5, (0.08, 1.0))

@@ -32,6 +32,8 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
         requested_images: By split; a fraction times the images that were split.
         patients_in_two_splits, patients_without_split: 0 unless something is wrong, or studies or images were split.
         label_fractions: Patients and images of every tenth, for each draw.
+        label_fraction_conditions: Where these are stratified, the patients of each condition in every tenth, and the
+            conditions of training of which there are none.
         balance: Shares and mean age in each split and overall, and the largest deviation of a share.
         excluded_from_pretraining: Unlabelled images of patients who are in validation or test.
     """
@@ -46,6 +48,7 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
     is_unlabelled = np.array(index["source_split"].to_pylist(), dtype=object) == schema.UNLABELLED
     images = Counter(split[~is_unlabelled].tolist())
     num_own = sum(images[name] for name in PARTS)
+    is_stratified = config.stratify == "condition"
     in_evaluation = np.isin(split.astype(str), ["validation", "test", schema.OFFICIAL_VALID])
     return {
         "images": {name: images[name] for name in schema.SPLITS}
@@ -56,6 +59,7 @@ def summarize(index: pa.Table, splits: pa.Table, config: SplitConfig) -> dict[st
         "patients_in_two_splits": int((num_splits.to_numpy() > 1).sum()),
         "patients_without_split": int((num_splits.to_numpy() < 1).sum()),
         "label_fractions": _fractions(index.filter(pa.array(~is_unlabelled)), present, unit, config.draws),
+        **({"label_fraction_conditions": _conditions(index, present, unit, config)} if is_stratified else {}),
         "balance": _balance(index, split),
         "excluded_from_pretraining": int((is_unlabelled & in_evaluation).sum()),
     }
@@ -81,6 +85,25 @@ def _fractions(index: pa.Table, splits: pa.Table, unit: str, num_draws: int) -> 
                     "images": int(num_images[is_in].sum()),
                 }
             )
+    return rows
+
+
+def _conditions(index: pa.Table, splits: pa.Table, unit: str, config: SplitConfig) -> list[dict[str, Any]]:
+    """Patients of each condition in every label fraction of each draw, and which conditions are missing."""
+    train: Any = splits.filter(pc.equal(splits["split"], pa.scalar("train")))
+    at = pc.index_in(index[unit], value_set=train[unit].combine_chunks())
+    is_train = np.asarray(at.is_valid())
+    position = at.drop_null().to_numpy()
+    patients = np.asarray(index["patient_id"].to_pylist(), dtype=str)[is_train]
+    rows = []
+    for draw in range(config.draws):
+        rank = schema.ranks_of_draw(train, draw)[position]
+        names = {name: index[f"{schema.LABEL_PREFIX}{name}"].to_numpy() for name in schema.label_columns(index)}
+        has = {name: states[is_train] == schema.POSITIVE for name, states in names.items()}
+        for fraction in REPORTED_FRACTIONS:
+            held = {name: int(np.unique(patients[of & (rank < fraction)]).size) for name, of in has.items()}
+            missing = [name for name, number in held.items() if not number and has[name].any()]
+            rows.append({"draw": draw, "label_fraction": fraction, "patients": held, "missing": missing})
     return rows
 
 

@@ -5,8 +5,6 @@ Sizes count images, as the paper's 167,429 / 22,240 / 33,745 do (spec 2.4), whil
 few images fill what remains, so that exact sizes are nearly always reachable.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from medssl import schema
 from medssl.config import PAPER_LITERAL_TRAIN, SplitConfig
 from medssl.data.balance import PARTS, Composition, attributes, part_of
 from medssl.data.packing import first_fit, missing, nearest_sums, pack
+from medssl.data.ranks import hashes, label_ranks, stratified_ranks
 from medssl.data.split_summary import summarize
 from medssl.data.units import (
     UNIT_COLUMNS,
@@ -84,7 +83,10 @@ def assign(
     tried = _place_all(index, units, group_of_unit, config)
     follow(units.names, group_of_unit)  # unlabelled copies of pictures that have only now been placed
     follow_owner(units)
-    ranks = np.column_stack([label_ranks(units.ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
+    if config.stratify == "condition":
+        ranks = stratified_ranks(index, units, seed=config.seed, draws=config.draws, previous=previous)
+    else:
+        ranks = np.column_stack([label_ranks(units.ids, seed=config.seed, draw=draw) for draw in range(config.draws)])
     columns: dict[str, Column] = {
         "patient_id": pa.array(units.patient_ids, pa.string()),
         "split": pa.array(units.names, pa.string()),
@@ -126,16 +128,6 @@ def shares(index: pa.Table, splits: pa.Table) -> dict[str, float]:
     return {split: number / sum(images.values()) for split, number in images.items()}
 
 
-def label_ranks(patient_ids: Sequence[str] | NDArray[Any], *, seed: int, draw: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each patient: the 10 % label set is that of the patients below 0.1.
-
-    It is the first 53 bits of a keyed hash of seed, draw, stratum (one only, "") and patient_id. So fractions are
-    nested, and a patient's number does not depend on who else is there.
-    """
-    bits = _hashes(patient_ids, f"rank/{seed}/{draw}/") >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
-
-
 def select_fraction(splits: pa.Table, *, fraction: float, draw: int) -> set[str]:
     """Train patients of a label fraction.
 
@@ -155,16 +147,6 @@ def select_fraction(splits: pa.Table, *, fraction: float, draw: int) -> set[str]
     return set(chosen.to_pylist())
 
 
-def _hashes(patient_ids: Sequence[str] | NDArray[Any], purpose: str) -> NDArray[np.uint64]:
-    keyed = hashlib.blake2b(key=hashlib.sha256(purpose.encode()).digest(), digest_size=8)
-    digests = bytearray()
-    for patient_id in patient_ids:
-        state = keyed.copy()
-        state.update(patient_id.encode())
-        digests += state.digest()
-    return np.frombuffer(bytes(digests), dtype=">u8").astype(np.uint64)
-
-
 def _place_all(index: pa.Table, units: Units, group_of_unit: Ints, config: SplitConfig) -> list[dict[str, Any]]:
     """Decide every unit that is left, by the best of the seeds to try; returns each with its largest deviation."""
     is_free = units.names == ""
@@ -180,7 +162,7 @@ def _place_all(index: pa.Table, units: Units, group_of_unit: Ints, config: Split
     tried: list[dict[str, Any]] = []
     best: Names | None = None
     for seed in range(config.seed, config.seed + config.balance_seeds):
-        order = np.argsort(_hashes(ids, f"split/{seed}"), kind="stable")
+        order = np.argsort(hashes(ids, f"split/{seed}"), kind="stable")
         placed = np.empty(groups.size, dtype=object)
         placed[order] = _place(sizes[order], config, held)
         names = units.names.copy()

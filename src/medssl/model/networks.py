@@ -1,6 +1,6 @@
 """Encoders by their settings, SimCLR's ResNet v1, its projection head and a linear classifier.
 
-Shape suffixes: N images, C channels, H and W pixels, D representation, K classes.
+Shape suffixes: N images, M cases, C channels, H and W pixels, D representation, K classes.
 
 By default not torchvision's ResNet: the width multiplies every filter count, the first block of every group has a
 projection shortcut, and the max-pool pads as TensorFlow's "SAME", so that published SimCLR weights fit. The latter
@@ -23,7 +23,7 @@ from medssl.architecture import (
     GROUP_STRIDES,
     PROJECTION_DIM,
 )
-from medssl.config import EncoderConfig
+from medssl.config import EncoderConfig, Fusion
 from medssl.exit_codes import BadInputError
 from medssl.model.encoder import Encoder
 
@@ -236,29 +236,72 @@ class ProjectionHead(nn.Module):
         return z_ND
 
 
-class Classifier(nn.Module):
-    """An encoder and a linear head on its representation; the whole is fine-tuned."""
+class Head(nn.Linear):
+    """A linear classifier on representations, which fuses the images of a case.
 
-    def __init__(self, encoder: Encoder, *, num_classes: int, zero_init_head: bool = False) -> None:
+    A case is the mean of its images' representations, or the mean of their probabilities (spec 2.1).
+    """
+
+    def __init__(self, representation_dim: int, num_classes: int, *, std: float, fusion: Fusion) -> None:
+        """Draw the weights as N(0, std²); the bias starts at zero."""
+        super().__init__(representation_dim, num_classes)
+        self.fusion = fusion
+        nn.init.normal_(self.weight, std=std)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, representation_ND: Tensor, fusion_MN: Tensor | None = None) -> Tensor:
+        """Logits, shape (N, K), or (M, K) of cases; see `Classifier.forward`."""
+        if fusion_MN is None:
+            return super().forward(representation_ND)
+        if self.fusion == "representation":
+            return super().forward(fusion_MN @ representation_ND)
+        return log_mean_probability(super().forward(representation_ND), fusion_MN)
+
+
+def log_mean_probability(logits_NK: Tensor, fusion_MN: Tensor) -> Tensor:
+    """Logarithm of the weighted mean of softmax probabilities over the images of each case.
+
+    It is its own logits: its softmax is the mean, its log-softmax is itself. Finite for any finite logits, since
+    probabilities that underflow are only ever added as logarithms.
+
+    Args:
+        logits_NK: Of images, any finite float.
+        fusion_MN: Weight of each image in each case; each image belongs to exactly one, and rows sum to 1.
+
+    Returns:
+        float32 or wider, shape (M, K).
+    """
+    log_p_NK = functional.log_softmax(logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32)), dim=1)
+    weight_N, case_N = fusion_MN.max(dim=0)
+    index_NK = case_N[:, None].expand_as(log_p_NK)
+    lowest_MK = log_p_NK.new_full((len(fusion_MN), log_p_NK.shape[1]), -math.inf)
+    peak_MK = lowest_MK.scatter_reduce(0, index_NK, log_p_NK.detach(), "amax")
+    parts_NK = weight_N[:, None] * (log_p_NK - peak_MK[case_N]).exp()
+    mean_MK: Tensor = torch.zeros_like(lowest_MK).index_add(0, case_N, parts_NK.to(lowest_MK.dtype))
+    return mean_MK.log() + peak_MK
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear head on its representation; the whole is fine-tuned, or the head alone."""
+
+    def __init__(
+        self, encoder: Encoder, *, num_classes: int, zero_init_head: bool = False, fusion: Fusion = "representation"
+    ) -> None:
         """Attach a head of `num_classes` logits, N(0, 0.01²) or all zero; its bias starts at zero."""
         super().__init__()
         self.encoder = encoder
         self.num_classes = num_classes
-        self.head = nn.Linear(encoder.representation_dim, num_classes)
-        nn.init.normal_(self.head.weight, std=0.0 if zero_init_head else 0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = Head(encoder.representation_dim, num_classes, std=0.0 if zero_init_head else 0.01, fusion=fusion)
 
     def forward(self, images_NCHW: Tensor, fusion_MN: Tensor | None = None) -> Tensor:
         """Logits of images in [0, 1], or of cases of several images.
 
         Args:
             images_NCHW: In [0, 1].
-            fusion_MN: Weight of each image in each case, rows summing to 1: a case is the mean of its images'
-                representations. None: each image stands for itself.
+            fusion_MN: Weight of each image in each case, rows summing to 1. None: each image stands for itself.
 
         Returns:
             Shape (N, K), or (M, K) of cases.
         """
-        representation_ND = self.encoder(images_NCHW)
-        logits: Tensor = self.head(representation_ND if fusion_MN is None else fusion_MN @ representation_ND)
+        logits: Tensor = self.head(self.encoder(images_NCHW), fusion_MN)
         return logits

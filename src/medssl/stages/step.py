@@ -64,12 +64,19 @@ class Step:
         """Stage and item, as shown to people."""
         return f"{self.stage} {self.item}".strip()
 
-    def finish(self, kind: str, summary: Mapping[str, Any], metrics: Iterable[tuple[str, int, float]] = ()) -> None:
-        """Put the files in `folder` into the store as the result."""
+    def finish(
+        self,
+        kind: str,
+        summary: Mapping[str, Any],
+        metrics: Iterable[tuple[str, int, float]] = (),
+        *,
+        notes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Put the files in `folder` into the store as the result; `notes` are kept in the step's record alone."""
         artifact = self.store.put(kind, self.folder, summary)
         # The record before the key: a step that is found finished always has its record.
         measured = list(metrics)
-        self.store.record(self.key, self._record(artifact, measured))
+        self.store.record(self.key, self._record(artifact, measured) | dict(notes))
         self.store.remember(self.key, artifact)
         self.store.forget_work(self.key)
         self.run.metrics(measured)

@@ -1,6 +1,7 @@
 """The training stages, in pipeline order; each starts its processes through torchrun."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ from medssl.config import (
 from medssl.exit_codes import BadInputError
 from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
 from medssl.stages import step as steps
+from medssl.stages.evaluations import EVALUATED, Evaluation, told_uses
 from medssl.store import Artifact, Store, write_json
 
 if TYPE_CHECKING:
-    from medssl.train.jobs import Inputs, SetInputs
+    from medssl.train.jobs import Inputs, PredictJob, SetInputs
 
 SEARCH_REPEAT = -1
 
@@ -189,10 +191,11 @@ def search_hyperparameters(
         item=arm.name,
     ) as step:
         if step.made is None:
-            outcomes = _finetune(store, step, grid(settings), settings, task, arm, encoder, data, initial)
+            outcomes = _finetune(
+                store, step, grid(settings), settings, task, arm, encoder, data, initial, keeps_weights=False
+            )
             rows = [{name: outcome[name] for name in schema.SCORES.columns.names} for outcome in outcomes]
             schema.write(_table(rows, schema.SCORES), schema.SCORES, step.folder / layout.SCORES)
-            _drop_weights(step.folder)
             best = max((o["validation_score"] for o in outcomes if o["validation_score"] is not None), default=None)
             step.finish(
                 "scores",
@@ -245,7 +248,7 @@ def finetune(
         item=arm.name,
     ) as step:
         if step.made is None:
-            outcomes = _finetune(store, step, items, settings, task, arm, encoder, data, initial)
+            outcomes = _finetune(store, step, items, settings, task, arm, encoder, data, initial, keeps_weights=True)
             write_json(step.folder / layout.MODELS, mark_selected(outcomes))
             named = [
                 (
@@ -324,12 +327,28 @@ def predict(
                 encoder=encoder,
                 channels=data.channels,
                 image_size_px=image_size_px,
+                work_dir=store.work_dir(step.key),
                 out_dir=step.folder,
             )
             launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
             summary = {"name": arm.name, "splits": list(settings.splits), "num_models": len(listed)}
-            step.finish("predictions", summary, [("models", 0, len(listed))])
+            evaluated = _evaluated(job)
+            step.finish(
+                "predictions",
+                summary,
+                [("models", 0, len(listed)), *told_uses(store, step, evaluated)],
+                notes={EVALUATED: [one.noted() for one in evaluated]},
+            )
     return step.result
+
+
+def _evaluated(job: "PredictJob") -> list[Evaluation]:
+    """The sets of a job that no model may be chosen by."""
+    sets = [(one.name, one.digest, schema.EXTERNAL) for one in job.external]
+    if "test" in job.settings.splits:
+        sets.append((job.dataset, job.dataset_digest, "test"))
+    models = tuple(item.checkpoint_digest for item in job.items)
+    return [Evaluation(*one, job.study_id, models) for one in sets]
 
 
 def grid(settings: FinetuneConfig) -> list[dict[str, Any]]:
@@ -397,9 +416,15 @@ def mark_selected(outcomes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     best: dict[tuple[float, int], Mapping[str, Any]] = {}
     for outcome in sorted(outcomes, key=lambda o: int(o["repeat"])):
         cell = (outcome["label_fraction"], outcome["draw"])
-        if cell not in best or (outcome["validation_score"] or 0.0) > (best[cell]["validation_score"] or 0.0):
+        if cell not in best or _rank(outcome) > _rank(best[cell]):
             best[cell] = outcome
     return [{**o, "is_selected": best[o["label_fraction"], o["draw"]] is o} for o in outcomes]
+
+
+def _rank(outcome: Mapping[str, Any]) -> float:
+    """The validation score, below every other where it cannot be evaluated."""
+    score = outcome["validation_score"]
+    return -math.inf if score is None else float(score)
 
 
 def _finetune(
@@ -412,6 +437,8 @@ def _finetune(
     encoder: EncoderConfig,
     data: Data,
     initial: Artifact | None,
+    *,
+    keeps_weights: bool,
 ) -> list[dict[str, Any]]:
     """Run the items; the step's folder then holds a folder an item and all training curves in one table."""
     import pyarrow as pa
@@ -429,6 +456,7 @@ def _finetune(
         encoder=encoder,
         channels=data.channels,
         initial_dir=initial.folder if initial else None,
+        keeps_weights=keeps_weights,
         work_dir=store.work_dir(step.key),
         out_dir=step.folder,
     )
@@ -437,18 +465,12 @@ def _finetune(
     for item in job.items:
         folder = step.folder / item.name
         outcome = json.loads((folder / layout.OUTCOME).read_text())
-        digest = file_digest(folder / layout.MODEL)
-        outcomes.append({**outcome, "folder": item.name, "checkpoint_digest": digest})
+        made = {"folder": item.name, "checkpoint_digest": file_digest(folder / layout.MODEL)} if keeps_weights else {}
+        outcomes.append(outcome | made)
         curves.append(schema.read(folder / layout.HISTORY, schema.HISTORY))
         (folder / layout.HISTORY).unlink()
     schema.write(pa.concat_tables(curves), schema.HISTORY, step.folder / layout.HISTORY)
     return outcomes
-
-
-def _drop_weights(folder: Path) -> None:
-    """A search keeps scores and curves; its weights are not used again."""
-    for path in folder.glob(f"*/{layout.MODEL}"):
-        path.unlink()
 
 
 def _finetune_config(

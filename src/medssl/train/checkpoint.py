@@ -69,6 +69,12 @@ def load_state(work_dir: Path) -> dict[str, Any] | None:
     return state
 
 
+def forget_state(work_dir: Path) -> None:
+    """Remove the saved state, where there is one, and what a kill has left of another."""
+    for path in work_dir.glob(f"*{STATE}*"):
+        path.unlink()
+
+
 def cpu_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy of a state dict that later training steps do not change."""
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

@@ -60,6 +60,7 @@ class FinetuneJob(Section):
     encoder: EncoderConfig
     channels: int
     initial_dir: Path | None
+    keeps_weights: bool = True  # false in a search, of which scores alone are used
     work_dir: Path
     out_dir: Path
 
@@ -99,4 +100,5 @@ class PredictJob(Section):
     encoder: EncoderConfig
     channels: int
     image_size_px: int
+    work_dir: Path
     out_dir: Path

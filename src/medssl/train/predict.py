@@ -1,20 +1,22 @@
 """Predictions of fine-tuned models; the only place where test images are opened."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from medssl import labels, layout, schema
+from medssl.exit_codes import TerminatedError
 from medssl.model.networks import Classifier, build_encoder
 from medssl.progress import Progress
 from medssl.shardset import Cohort, ShardSet, whole
 from medssl.train.checkpoint import load_weights
-from medssl.train.distributed import Ranks
-from medssl.train.finetune import Split, predict_scores
-from medssl.train.jobs import PredictItem, PredictJob
+from medssl.train.cohorts import Split
+from medssl.train.distributed import Ranks, StopRequest
+from medssl.train.jobs import ExternalSet, PredictItem, PredictJob
+from medssl.train.scoring import predict_scores
 from medssl.train.worker import run_worker
 
 _CARRIED = ("sex", "age_years", "skin_type", "view_position", "site")
@@ -31,42 +33,80 @@ class _Evaluated:
     split: Split
 
 
+@dataclass(frozen=True)
+class _Study:
+    """The study's own tables.
+
+    Attributes:
+        index: Schema INDEX.
+        splits: Schema SPLIT_TABLE.
+        classes: What is predicted.
+    """
+
+    index: pa.Table
+    splits: pa.Table
+    classes: tuple[str, ...]
+
+
 def predict(job: PredictJob, ranks: Ranks) -> None:
-    """Write `predictions.parquet`: every model of the job on every split and external set, one row a class."""
+    """Write `predictions.parquet`: every model of the job on every split and external set, one row a class.
+
+    The predictions of each model and split are kept in `job.work_dir`, and those already there are not made again;
+    images of a split are opened where something is missing, one split in memory at a time.
+
+    Raises:
+        TerminatedError: SIGTERM came; what is finished is kept.
+    """
     if not ranks.is_first:
         return
+    stop = StopRequest()
     index = schema.read(job.inputs.index_path, schema.INDEX)
     splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
-    classes = labels.classes(index, splits, job.task)
-    num_sets = len(job.settings.splits) + len(job.external)
-    progress = Progress("predict", len(job.items) * num_sets, unit="model and split")
-    tables: list[pa.Table] = []
-    for evaluated in _evaluated(job, index, splits, classes):
-        for item in job.items:
-            scores_MK = predict_scores(
-                _model(job, item, len(classes)).to(ranks.device),
-                evaluated.split,
-                size_px=job.image_size_px,
-                batch_size=job.settings.batch_size,
-                precision=job.settings.precision,
-                device=ranks.device,
-            )
-            tables.append(_rows(job, item, evaluated, classes, scores_MK))
-            progress.update(len(tables))
+    study = _Study(index, splits, labels.classes(index, splits, job.task))
+    sources = [*job.settings.splits, *job.external]
+    parts = [[job.work_dir / f"part-{s}-{i}.parquet" for i in range(len(job.items))] for s in range(len(sources))]
+    num_done = sum(part.is_file() for of_source in parts for part in of_source)
+    progress = Progress("predict", len(job.items) * len(sources), unit="model and split", done=num_done)
+    for source, of_source in zip(sources, parts, strict=True):
+        missing = [(item, part) for item, part in zip(job.items, of_source, strict=True) if not part.is_file()]
+        if not missing:
+            continue
+        evaluated = _open(job, study, source)
+        for item, part in missing:
+            schema.write(_predicted(job, item, evaluated, study.classes, ranks.device), schema.PREDICTIONS, part)
+            num_done += 1
+            progress.update(num_done)
+            if stop.requested:
+                raise TerminatedError(f"predict stopped after {num_done} of {len(parts) * len(job.items)} parts")
+    tables = [schema.read(part, schema.PREDICTIONS) for of_source in parts for part in of_source]
     schema.write(pa.concat_tables(tables), schema.PREDICTIONS, job.out_dir / layout.PREDICTIONS)
 
 
-def _evaluated(job: PredictJob, index: pa.Table, splits: pa.Table, classes: tuple[str, ...]) -> Iterator[_Evaluated]:
-    """The splits of the study's own data set, then the external sets; one in memory at a time."""
-    shards = ShardSet.open(job.inputs.shards_dir)
-    for name in job.settings.splits:
-        split = Split.open(Cohort.select(index, splits, shards, split=name), job.task, classes)
-        yield _Evaluated(job.dataset, job.dataset_digest, name, _group_kind(index), split)
-    for external in job.external:
-        own = schema.read(external.index_path, schema.INDEX)
-        cohort = Cohort.select(own, whole(own), ShardSet.open(external.shards_dir), split=schema.EXTERNAL)
-        split = Split.open(cohort, job.task, classes)
-        yield _Evaluated(external.name, external.digest, schema.EXTERNAL, _group_kind(own), split)
+def _open(job: PredictJob, study: _Study, source: str | ExternalSet) -> _Evaluated:
+    """Open the images of a split of the study's own data set, or of an external set."""
+    if isinstance(source, str):
+        cohort = Cohort.select(study.index, study.splits, ShardSet.open(job.inputs.shards_dir), split=source)
+        split = Split.open(cohort, job.task, study.classes)
+        return _Evaluated(job.dataset, job.dataset_digest, source, _group_kind(study.index), split)
+    own = schema.read(source.index_path, schema.INDEX)
+    cohort = Cohort.select(own, whole(own), ShardSet.open(source.shards_dir), split=schema.EXTERNAL)
+    split = Split.open(cohort, job.task, study.classes)
+    return _Evaluated(source.name, source.digest, schema.EXTERNAL, _group_kind(own), split)
+
+
+def _predicted(
+    job: PredictJob, item: PredictItem, evaluated: _Evaluated, classes: tuple[str, ...], device: torch.device
+) -> pa.Table:
+    """The rows of one model and split."""
+    scores_MK = predict_scores(
+        _model(job, item, len(classes)).to(device),
+        evaluated.split,
+        size_px=job.image_size_px,
+        batch_size=job.settings.batch_size,
+        precision=job.settings.precision,
+        device=device,
+    )
+    return _rows(job, item, evaluated, classes, scores_MK)
 
 
 def _group_kind(index: pa.Table) -> str:
@@ -75,7 +115,7 @@ def _group_kind(index: pa.Table) -> str:
 
 def _model(job: PredictJob, item: PredictItem, num_classes: int) -> Classifier:
     encoder = build_encoder(job.encoder, image_channels=job.channels)
-    model = Classifier(encoder, num_classes=num_classes)
+    model = Classifier(encoder, num_classes=num_classes, fusion=job.task.fusion)
     load_weights(model, item.weights_path)
     return model
 
