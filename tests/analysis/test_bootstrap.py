@@ -133,8 +133,8 @@ def slow_calibration_error(y_true, y_score, weights, num_bins):
 def test_calibration_errors_equal_those_of_a_slow_loop():
     y_true, scores, patient_N = sample(num_patients=40)
     rng = np.random.default_rng(4)
-    certain = rng.choice([0.0, 1.0, 0.1, 0.55], size=(2, len(y_true), 2)) * (rng.random((2, len(y_true), 1)) < 0.9)
-    truth = np.where(rng.random(certain.shape) < 0.2, np.nan, rng.random(certain.shape) < certain)
+    certain = rng.choice([0.0, 1.0, 0.05, 0.55], size=(2, len(y_true), 2)) * (rng.random((2, len(y_true), 1)) < 0.9)
+    truth = np.where(rng.random(certain.shape) < 0.2, np.nan, rng.random(certain.shape) < 0.2 + 0.5 * certain)
     calibration = Calibration(truth, certain, num_bins=10)
     replicates = paired_bootstrap(
         *(y_true, scores, patient_N), num_replicates=30, seed=5, hits=hits_of(y_true), calibration=calibration
