@@ -22,7 +22,7 @@ import pandas as pd
 
 from benchmarks.measure import alternate, ratio, report
 from medssl.config import DataConfig, SplitConfig
-from medssl.data import chexpert, packing, readers, splits
+from medssl.data import chexpert, packing, ranks, readers, splits
 from medssl.data.cells import read as read_cells
 from medssl.identifiers import PatientKey
 
@@ -55,8 +55,8 @@ def split_alone(root: Path, config: SplitConfig) -> dict[str, int]:
     """Images of each split, by the product's reader of cells and paths, keyed hash and packing."""
     cells = read_cells(root, TABLE, setting="data.train_table", required=("Path",))
     (patient,) = chexpert.components(cells.columns["Path"], "patient")
-    ranks = splits.label_ranks(patient.dictionary.to_pylist(), seed=config.seed, draw=0)
-    sizes = np.bincount(patient.indices)[np.argsort(ranks, kind="stable")]
+    order = np.argsort(ranks.label_ranks(patient.dictionary.to_pylist(), seed=config.seed, draw=0), kind="stable")
+    sizes = np.bincount(patient.indices)[order]
     groups = packing.pack(sizes, np.array([int(config.sizes[split]) for split in splits.FILL_ORDER]))
     assert groups is not None
     images = np.bincount(groups, weights=sizes, minlength=3)

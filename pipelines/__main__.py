@@ -13,7 +13,7 @@ from medssl import tracking
 from medssl.config import Study, load_study
 from medssl.exit_codes import BAD_INPUT, FAILURE, OK, TERMINATED, BadInputError, TerminatedError
 from medssl.store import Store
-from pipelines import local
+from pipelines import availability, local
 from pipelines.estimate import PEAK_TFLOPS, UNLABELLED, UTILIZATION, Assumptions
 from pipelines.plan import make_plan
 
@@ -97,6 +97,7 @@ def _compile(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".yaml", ".yml"):
         raise BadInputError(f"--out {options.out.name}: expected the name of a YAML file, such as pipeline.yaml")
     study = load_study(options.study, options.overrides)
+    study = availability.without(study, availability.unnamed(study))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     compile_pipeline(make_plan(study), options.out, parallel_tasks=study.resources.parallel_tasks or 1)
     sys.stdout.write(f"{options.out}\n")

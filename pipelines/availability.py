@@ -19,6 +19,8 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_NO_CHECKPOINT = "no checkpoint is given; `medssl import-weights` makes one"
+
 
 def missing(study: Study, store: Store) -> dict[str, tuple[str, ...]]:
     """Names of what is not at hand, by the section of the study; sections that lack nothing are left out."""
@@ -54,10 +56,9 @@ def _lacks(data: DataConfig) -> bool:
 
 def absent(study: Study, store: Store) -> dict[str, str]:
     """By name, the weights and the pretraining data that are not at hand, each with the reason."""
-    reasons: dict[str, str] = {}
+    reasons = unnamed(study)
     for weights in study.weights:
-        if not weights.checkpoint:
-            reasons[weights.name] = "no checkpoint is given; `medssl import-weights` makes one"
+        if weights.name in reasons:
             continue
         try:
             store.open(store.uri("checkpoint", weights.checkpoint), kind="checkpoint", verify="size")
@@ -67,6 +68,11 @@ def absent(study: Study, store: Store) -> dict[str, str]:
         if not Path(str(one.root)).expanduser().is_dir():
             reasons[one.name] = "the folder of the data set is not there"
     return reasons
+
+
+def unnamed(study: Study) -> dict[str, str]:
+    """By name, the weights that the study file gives no checkpoint for: absent wherever it is run."""
+    return {one.name: _NO_CHECKPOINT for one in study.weights if not one.checkpoint}
 
 
 def without(study: Study, reasons: Mapping[str, str]) -> Study:

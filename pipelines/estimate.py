@@ -184,7 +184,7 @@ def _finetuning(study: Study, assumptions: Assumptions, images: _Images, stage: 
     per_run += _num_evaluations(settings) * images.of_split.get("validation", 0.0)
     num_runs, flops = 0, 0.0
     for arm in study.arms:
-        own = len(grid(settings.of(arm))) if stage == "search_hyperparameters" else num_models(study, arm)
+        own = len(grid(settings, arm)) if stage == "search_hyperparameters" else num_models(study, arm)
         num_runs, flops = num_runs + own, flops + own * _flops(_classifier(study, arm), per_run)
     hours = assumptions.hours(flops, settings.precision)
     return Work(stage, len(study.arms), num_runs, num_runs * settings.num_steps, flops, hours)

@@ -506,6 +506,10 @@ class FinetuneConfig(Section):
         """The settings of one arm, which may be trained at some of the label fractions only."""
         return self.model_copy(update={"label_fractions": arm.label_fractions}) if arm.label_fractions else self
 
+    def searched(self, arm: ArmConfig) -> tuple[float, ...]:
+        """Label fractions at which the grid is searched for one arm: one for all of them, or its own."""
+        return (max(self.label_fractions),) if self.search == "full" else self.of(arm).label_fractions
+
 
 class PredictConfig(Section):
     """What the fine-tuned models predict."""

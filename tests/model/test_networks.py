@@ -12,6 +12,7 @@ from medssl.exit_codes import BadInputError
 from medssl.model.bit import BiT
 from medssl.model.networks import (
     Classifier,
+    Head,
     ProjectionHead,
     ResNet,
     _max_pool_same,
@@ -262,3 +263,18 @@ def test_a_symmetric_pool_is_torchs():
         torch.testing.assert_close(encoder(images), expected)
         encoder.pool_padding = "same"
         assert not torch.allclose(encoder(images), expected)
+
+
+@pytest.mark.parametrize("fusion", ["representation", "probability"])
+def test_logits_have_the_resolution_of_float32_however_the_encoder_computes(fusion):
+    torch.manual_seed(0)
+    head = Head(16, 5, std=1.0, fusion=fusion)
+    representation = torch.randn(64, 16)
+    cases = torch.eye(32).repeat_interleave(2, dim=1) / 2
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = [head(representation.bfloat16()), head(representation.bfloat16(), cases)]
+    rounded = representation.bfloat16().float()
+    with torch.no_grad():
+        expected = [head(rounded), head(rounded, cases)]
+    for logits, own in zip(found, expected, strict=True):
+        torch.testing.assert_close(logits, own)

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from medssl.config import FinetuneConfig, load_study
+from medssl.config import ArmConfig, FinetuneConfig, load_study
 from medssl.exit_codes import BadInputError
 from medssl.stages.train import choose, grid, mark_selected, repeats
 
+ARM = ArmConfig(name="a", encoder="e", method="Random Initialization")
 DEMO = Path(__file__).parents[2] / "pipelines" / "studies" / "demo.yaml"
 
 
@@ -25,13 +26,13 @@ def row(rate: float, score: float | None, *, arm: str = "a", fraction: float = 1
 
 
 def test_the_grid_is_searched_at_the_largest_fraction_or_at_each() -> None:
-    assert [(i["label_fraction"], i["learning_rate"], i["weight_decay"]) for i in grid(settings())] == [
+    assert [(i["label_fraction"], i["learning_rate"], i["weight_decay"]) for i in grid(settings(), ARM)] == [
         (1.0, 0.1, 0.0),
         (1.0, 0.1, 0.01),
         (1.0, 0.2, 0.0),
         (1.0, 0.2, 0.01),
     ]
-    assert len(grid(settings(search="per_fraction"))) == 8
+    assert len(grid(settings(search="per_fraction"), ARM)) == 8
 
 
 def test_the_best_validation_score_is_chosen_per_arm_and_fraction_and_the_rest_says_why_not() -> None:
@@ -100,11 +101,14 @@ def test_a_repeat_with_the_lowest_score_is_before_one_without_and_a_tie_goes_to_
     assert selected(None, None) == [0]
 
 
-def test_an_arm_is_searched_and_repeated_at_its_own_label_fractions() -> None:
+def test_an_arm_is_repeated_at_its_own_label_fractions() -> None:
     study = load_study(DEMO, ["arms.random.label_fractions=[0.05]"])
     random, simclr = study.arms[:2]
-    own, all_of_them = study.finetune.of(random), study.finetune.of(simclr)
-    assert {item["label_fraction"] for item in grid(own)} == {0.05}
-    assert {item["label_fraction"] for item in grid(all_of_them)} == {1.0}
-    chosen = [item | {"arm_id": "random"} for item in grid(own)[:1]]
+    own = study.finetune.of(random)
+    chosen = [item | {"arm_id": "random"} for item in grid(study.finetune, random)[:1]]
     assert [item["label_fraction"] for item in repeats(own, chosen, draws=1)] == [0.05] * study.finetune.repeats
+    # What is reused was chosen for all arms alike, with all labels.
+    assert {item["label_fraction"] for arm in (random, simclr) for item in grid(study.finetune, arm)} == {1.0}
+    each = study.finetune.model_copy(update={"search": "per_fraction"})
+    assert {item["label_fraction"] for item in grid(each, random)} == {0.05}
+    assert {item["label_fraction"] for item in grid(each, simclr)} == {0.05, 1.0}

@@ -24,7 +24,8 @@ def test_fine_tuning_batches_are_consecutive_pieces_of_an_endless_row_of_permuta
     num_images: int, batch_size: int, step: int
 ) -> None:
     batches = [finetune_batch_at(s, num_units=num_images, batch_size=batch_size, seed=3) for s in range(step + 1)]
-    row = np.concatenate(batches)
+    row, epochs = (np.concatenate(part) for part in zip(*batches, strict=True))
+    assert len(set(zip(row.tolist(), epochs.tolist(), strict=True))) == len(row)
     whole = len(row) // num_images
     for epoch in range(whole):
         assert sorted(row[epoch * num_images : (epoch + 1) * num_images].tolist()) == list(range(num_images))

@@ -21,8 +21,9 @@ from medssl.data import shards
 from medssl.exit_codes import BadInputError, TerminatedError
 from medssl.shardset import Cohort
 from medssl.train import augment
+from medssl.train.cohorts import Cohorts
 from medssl.train.distributed import Ranks
-from medssl.train.finetune import augmentation, finetune
+from medssl.train.finetune import Finetuning, augmentation, finetune
 from medssl.train.jobs import ExternalSet, FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
 from medssl.train.predict import predict
 from medssl.train.pretrain import pretrain
@@ -397,3 +398,19 @@ def test_fine_tuning_augments_radiographs_as_the_supplement_and_photographs_in_c
     assert (photographs.saturation, photographs.hue, photographs.blur_p) == (0.2, 0.05, 0.5)
     assert not photographs.additive_brightness
     assert (photographs.rotation_deg, photographs.flip_p, photographs.crop_scale) == (20, 0.5, (0.08, 1.0))
+
+
+def test_copies_of_an_image_in_one_batch_are_shown_differently(data: Prepared) -> None:
+    job = finetune_job(data, "copies", item(), batch_size=40, num_steps=2)
+    (data.folder / "copies").mkdir(exist_ok=True)
+    trained = Finetuning(job, job.items[0], Cohorts.read(job), ALONE, data.folder / "copies")
+    shown: dict[int, set[tuple[float, ...]]] = {}
+    num_rows = 0
+    for step in range(2):
+        for rows in trained._plan(step):
+            num_rows += len(rows.image_N)
+            for image, crop in zip(rows.image_N.tolist(), rows.draws.crop.tolist(), strict=True):
+                shown.setdefault(image, set()).add(tuple(crop))
+    assert num_rows == 80
+    assert sum(map(len, shown.values())) == 80
+    assert max(map(len, shown.values())) >= 5  # of 16 images

@@ -250,12 +250,17 @@ class Head(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, representation_ND: Tensor, fusion_MN: Tensor | None = None) -> Tensor:
-        """Logits, shape (N, K), or (M, K) of cases; see `Classifier.forward`."""
-        if fusion_MN is None:
-            return super().forward(representation_ND)
-        if self.fusion == "representation":
-            return super().forward(fusion_MN @ representation_ND)
-        return log_mean_probability(super().forward(representation_ND), fusion_MN)
+        """Logits in float32 whatever the encoder's precision, shape (N, K), or (M, K) of cases; see `Classifier`.
+
+        The eight bits of bfloat16 would tie a great part of the scores, by which units are ranked.
+        """
+        with torch.autocast(representation_ND.device.type, enabled=False):
+            representation_ND = representation_ND.float()
+            if fusion_MN is None:
+                return super().forward(representation_ND)
+            if self.fusion == "representation":
+                return super().forward(fusion_MN @ representation_ND)
+            return log_mean_probability(super().forward(representation_ND), fusion_MN)
 
 
 def log_mean_probability(logits_NK: Tensor, fusion_MN: Tensor) -> Tensor:

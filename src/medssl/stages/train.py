@@ -179,7 +179,6 @@ def search_hyperparameters(
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm over the grid; only validation scores leave this stage."""
-    settings = settings.of(arm)
     initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     with steps.start(
         "search_hyperparameters",
@@ -192,7 +191,7 @@ def search_hyperparameters(
     ) as step:
         if step.made is None:
             outcomes = _finetune(
-                store, step, grid(settings), settings, task, arm, encoder, data, initial, keeps_weights=False
+                store, step, grid(settings, arm), settings, task, arm, encoder, data, initial, keeps_weights=False
             )
             rows = [{name: outcome[name] for name in schema.SCORES.columns.names} for outcome in outcomes]
             schema.write(_table(rows, schema.SCORES), schema.SCORES, step.folder / layout.SCORES)
@@ -351,10 +350,8 @@ def _evaluated(job: "PredictJob") -> list[Evaluation]:
     return [Evaluation(*one, job.study_id, models) for one in sets]
 
 
-def grid(settings: FinetuneConfig) -> list[dict[str, Any]]:
-    """The runs of the search: the grid, at the largest label fraction or at each."""
-    largest = max(settings.label_fractions)
-    fractions = [largest] if settings.search == "full" else list(settings.label_fractions)
+def grid(settings: FinetuneConfig, arm: ArmConfig) -> list[dict[str, Any]]:
+    """The runs of an arm's search: the grid, at the study's largest label fraction or at each of the arm's own."""
     return [
         {
             "label_fraction": f,
@@ -363,7 +360,7 @@ def grid(settings: FinetuneConfig) -> list[dict[str, Any]]:
             "learning_rate": rate,
             "weight_decay": decay,
         }
-        for f in fractions
+        for f in settings.searched(arm)
         for rate in settings.learning_rates
         for decay in settings.weight_decays
     ]

@@ -174,27 +174,41 @@ class Finetuning:
         )
 
     def _plan(self, step: int) -> list[Rows]:
+        unit_M, epoch_M = self._units(step)
         image_N = self._images(step)
-        keys = {"seed": self.seed, "epoch": step, "view": 0}  # no two steps show an image alike, however few there are
-        return [Rows.drawn(self.cohorts.train.images, np.arange(len(image_N)), image_N, self.augmentation, **keys)]
+        epoch_N = np.repeat(epoch_M, [self._num_seen(unit) for unit in unit_M.tolist()])
+        # By epoch and not by step: of few images several copies are in a batch, and none of them is shown alike.
+        return [
+            Rows.drawn(
+                self.cohorts.train.images,
+                np.flatnonzero(epoch_N == epoch),
+                image_N[epoch_N == epoch],
+                self.augmentation,
+                seed=self.seed,
+                epoch=epoch,
+                view=0,
+            )
+            for epoch in np.unique(epoch_M).tolist()
+        ]
 
     def _images(self, step: int) -> np.ndarray:
         """The images that this rank's units of the batch at `step` show, those of a case one after the other."""
-        return np.concatenate([self._seen(unit, step) for unit in self._units(step).tolist()])
+        return np.concatenate([self._seen(*one) for one in zip(*self._units(step), strict=True)])
 
-    def _units(self, step: int) -> np.ndarray:
-        """This rank's units of the batch at `step`."""
+    def _units(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's units of the batch at `step`, and the epoch of each."""
         batch_size = self.job.settings.batch_size
-        batch = finetune_batch_at(step, num_units=self.unit_M.size, batch_size=batch_size, seed=self.seed)
-        units: np.ndarray = self.unit_M[batch[self.share]]
-        return units
+        batch_M, epoch_M = finetune_batch_at(step, num_units=self.unit_M.size, batch_size=batch_size, seed=self.seed)
+        return self.unit_M[batch_M[self.share]], epoch_M[self.share]
 
-    def _seen(self, unit: int, step: int) -> np.ndarray:
-        """The images of a unit that a step sees: all, or as many at random as a case may show."""
-        own, most = self.cohorts.train.images_of[unit], self.job.task.max_images_per_case
-        if len(own) <= most:
-            return own
-        return own[np.sort(permutation(len(own), seed=self.seed + unit, epoch=step)[:most])]
+    def _num_seen(self, unit: int) -> int:
+        """Images of a unit that a step sees: all, or as many as a case may show."""
+        return min(len(self.cohorts.train.images_of[unit]), self.job.task.max_images_per_case)
+
+    def _seen(self, unit: int, epoch: int) -> np.ndarray:
+        """These images, drawn anew in each epoch where the unit has more."""
+        own, num = self.cohorts.train.images_of[unit], self._num_seen(unit)
+        return own if num == len(own) else own[np.sort(permutation(len(own), seed=self.seed + unit, epoch=epoch)[:num])]
 
     def train_step(self, input_ND: Tensor) -> Tensor:
         """One optimiser step on this rank's part of the batch, images or their representations; returns its loss."""
@@ -203,12 +217,12 @@ class Finetuning:
             group["lr"] = warmup_cosine(
                 self.step, peak=self.item.learning_rate, warmup_steps=0, total_steps=settings.num_steps
             )
-        unit_M = self._units(self.step)
+        unit_M, _ = self._units(self.step)
         self.network.train()
         chosen = torch.from_numpy(unit_M)
         targets_MK, mask_MK = self.targets_MK[chosen].to(device), self.mask_MK[chosen].to(device)
         if self.cohorts.train.labelled.kind == "case":
-            num_images_M = [len(self._seen(unit, self.step)) for unit in unit_M.tolist()]
+            num_images_M = [self._num_seen(unit) for unit in unit_M.tolist()]
             with autocast(settings.precision, device):
                 logits_MK = self.network(input_ND, fusion(num_images_M, device))
             known_M = mask_MK[:, 0]

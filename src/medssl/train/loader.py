@@ -127,12 +127,17 @@ def batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
     return _order(num_units, seed=seed, epoch=epoch)[position * batch_size : (position + 1) * batch_size]
 
 
-def finetune_batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> Index:
-    """Images or cases at `step`, from permutations laid end to end: a batch may exceed a small label fraction."""
-    start = step * batch_size
-    first, last = start // num_units, (start + batch_size - 1) // num_units
+def finetune_batch_at(step: int, *, num_units: int, batch_size: int, seed: int) -> tuple[Index, Index]:
+    """Images or cases at `step`, from permutations laid end to end: a batch may exceed a small label fraction.
+
+    Returns:
+        The units, and the epoch of each, in which it comes once: by both together no two rows of a run are alike.
+    """
+    place_N = np.arange(step * batch_size, (step + 1) * batch_size)
+    epoch_N = place_N // num_units
+    first, last = int(epoch_N[0]), int(epoch_N[-1])
     orders = [_order(num_units, seed=seed, epoch=epoch) for epoch in range(first, last + 1)]
-    return np.concatenate(orders)[start - first * num_units :][:batch_size]
+    return np.concatenate(orders)[place_N - first * num_units], epoch_N
 
 
 class Bags:

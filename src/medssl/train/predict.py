@@ -78,6 +78,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
             progress.update(num_done)
             if stop.requested:
                 raise TerminatedError(f"predict stopped after {num_done} of {len(parts) * len(job.items)} parts")
+        del evaluated  # before the next split is read
     tables = [schema.read(part, schema.PREDICTIONS) for of_source in parts for part in of_source]
     schema.write(pa.concat_tables(tables), schema.PREDICTIONS, job.out_dir / layout.PREDICTIONS)
 

@@ -91,7 +91,7 @@ def _scores(
             fusion_MN = fusion([len(split.images_of[unit]) for unit in units], device) if is_case else None
             with autocast(precision, device):
                 logits_MK = network(input_ND, fusion_MN)
-            probabilities_MK = logits_MK.double().softmax(dim=1) if is_case else torch.sigmoid(logits_MK).double()
+            probabilities_MK = logits_MK.double().softmax(dim=1) if is_case else torch.sigmoid(logits_MK.double())
             scores.append(probabilities_MK.cpu().numpy())
     return np.concatenate(scores)
 
