@@ -133,7 +133,10 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
             "weights": [one.dump() for one in study.weights],
         },
-        "analyze_subgroups": study.subgroups.dump(),
+        "analyze_subgroups": {
+            "subgroups": study.subgroups.dump(),
+            "pairs": [list(pair) for pair in study.compare.pairs],
+        },
         "write_report": study.dump()
         | {"data": data, "resources": {}}
         | {

@@ -249,7 +249,11 @@ def _compare(call: Call) -> Made:
 
 def _analyze_subgroups(call: Call) -> Made:
     return analysis.analyze_subgroups(
-        call.store, call.study.subgroups, comparison_uri=call.uri("comparison"), code_version=call.code_version
+        call.store,
+        call.study.subgroups,
+        arm_pairs=call.study.compare.pairs,
+        comparison_uri=call.uri("comparison"),
+        code_version=call.code_version,
     )
 
 

@@ -11,7 +11,7 @@ import math
 import stat
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -497,14 +497,15 @@ class CompareConfig(Section):
         return self
 
 
+Attribute = Literal["sex", "age_band", "view_position", "skin_type", "skin_type_group", "site"]
+
+
 class SubgroupConfig(Section):
     """Which subgroups are analysed (spec 3.5)."""
 
-    by: tuple[Literal["sex", "age_band", "view_position", "skin_type", "skin_type_group", "site"], ...] = (
-        "sex",
-        "age_band",
-        "view_position",
-    )
+    by: tuple[Attribute, ...] = ("sex", "age_band", "view_position")
+    # Also by two attributes at once: lists of two of `by`, or all that say something new.
+    pairs: Literal["all"] | tuple[tuple[Attribute, Attribute], ...] = "all"
     age_edges: tuple[Annotated[float, Field(ge=0)], ...] = AGE_EDGES_YEARS
     # Fitzpatrick types of each group of "skin_type_group". The paper names these four groups (supplement B.1.6) and
     # prints no map: it is inferred.
@@ -523,6 +524,12 @@ class SubgroupConfig(Section):
     def _distinct(self) -> Self:
         if _has_repeats(self.by):
             raise ValueError(f"subgroups.by must name each attribute once, found {list(self.by)}")
+        pairs = [list(pair) for pair in self.attribute_pairs]
+        if _has_repeats(list(map(frozenset, pairs))) or not all(self._crosses(*pair) for pair in pairs):
+            raise ValueError(
+                f'subgroups.pairs must be "all" or list pairs, each once in either order, of two of {list(self.by)} '
+                f"that do not come from one column, found {pairs}"
+            )
         edges = _as_named(self.age_edges)
         if not edges or any(low >= high for low, high in pairwise(edges)):
             raise ValueError(f"subgroups.age_edges must be increasing ages in years, found {list(self.age_edges)}")
@@ -531,6 +538,17 @@ class SubgroupConfig(Section):
             found = {name: list(group) for name, group in self.skin_type_groups.items()}
             raise ValueError(f"subgroups.skin_type_groups must name each skin type once, one or more a group: {found}")
         return self
+
+    @property
+    def attribute_pairs(self) -> tuple[tuple[Attribute, Attribute], ...]:
+        """Attributes that are crossed, two by two."""
+        if self.pairs == "all":
+            return tuple(pair for pair in combinations(self.by, 2) if self._crosses(*pair))
+        return self.pairs
+
+    def _crosses(self, a: Attribute, b: Attribute) -> bool:
+        """Whether groups by both are other ones than by either; a group of skin types holds all of each type."""
+        return {a, b} <= set(self.by) and a != b and {a, b} != {"skin_type", "skin_type_group"}
 
 
 class ReportConfig(Section):

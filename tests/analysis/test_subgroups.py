@@ -7,8 +7,9 @@ import pytest
 
 from medssl import schema
 from medssl.analysis.bootstrap import paired_bootstrap
+from medssl.analysis.partitions import age_bands
 from medssl.analysis.runs import ROW_KEY
-from medssl.analysis.subgroups import age_bands, analyze
+from medssl.analysis.subgroups import analyze
 from medssl.metrics import auc
 
 SETTINGS = {
@@ -89,14 +90,15 @@ def arrays(rows):
     return y_true, y_score, np.array([int(unit[1:3]) for unit in units])
 
 
-def test_a_group_equals_the_metrics_of_its_units_alone(predictions, metrics):
-    chosen = find(predictions, arm_id="MICLe", repeat=1, sex="Female")
-    y_true, y_score, patients = arrays(chosen)
-    replicates = paired_bootstrap(y_true, y_score[None], patients, num_replicates=80, seed=0)
+def test_a_group_has_the_metrics_of_its_units_on_resamples_of_all_patients(predictions, metrics):
+    y_true, y_score, patients = arrays(find(predictions, arm_id="MICLe", repeat=1))
+    in_group = np.array([SEXES[patient] == "Female" for patient in patients])
+    of_group = np.where(in_group[:, None], y_true, np.nan)
+    replicates = paired_bootstrap(of_group, y_score[None], patients, num_replicates=80, seed=0)
     at = {"arm_a": "MICLe", "subgroup": "sex=Female"}
     for c, interval in enumerate(replicates.intervals(0, alpha=0.05)[:2]):
         (row,) = find(metrics, metric="auc", **at, **{"class": FINDINGS[c]})
-        assert row["estimate"] == pytest.approx(auc(y_true[:, c], y_score[:, c]), abs=1e-12)
+        assert row["estimate"] == pytest.approx(auc(y_true[in_group, c], y_score[in_group, c]), abs=1e-12)
         assert (row["ci_low"], row["ci_high"]) == (interval.ci_low, interval.ci_high)
     (mean,) = find(metrics, metric="mean_auc", **at)
     assert (mean["n_units"], mean["n_patients"], mean["resampling_unit"]) == (50, 25, "patient")
@@ -130,15 +132,21 @@ def test_small_groups_are_named_but_not_assessed(metrics):
         assert row["reason"] == "4 patients, at least 5 are needed"
 
 
-def test_the_gap_is_largest_minus_smallest_among_the_assessed_groups(metrics):
+def test_the_raw_gap_is_largest_minus_smallest_among_the_assessed_groups_and_the_corrected_one_smaller(metrics):
     for arm_id, attribute in product(ARMS, SETTINGS["by"]):
         groups = [row for row in find(metrics, metric="mean_auc", arm_a=arm_id) if row["status"] == "ok"]
         means = [row["estimate"] for row in groups if row["subgroup"].startswith(f"{attribute}=")]
+        (raw,) = find(metrics, metric="mean_auc_gap_raw", arm_a=arm_id, subgroup=attribute)
         (gap,) = find(metrics, metric="mean_auc_gap", arm_a=arm_id, subgroup=attribute)
-        assert gap["estimate"] == max(means) - min(means)
+        assert raw["estimate"] == max(means) - min(means)
+        assert (raw["resampling_unit"], raw["ci_low"], gap["resampling_unit"]) == ("", None, "patient")
+        assert 0 <= gap["ci_low"] <= gap["estimate"] < raw["estimate"] < gap["ci_high"]
+        assert 1 / 81 <= gap["p"] <= 1
         left_out = {"sex": "sex=unknown", "age_band": "age_band=unknown"}.get(attribute)
-        assert gap["status"] == ("partial" if left_out else "ok")
-        assert gap["reason"].endswith(f"; left out: {left_out}") == bool(left_out)
+        for row in (raw, gap):
+            assert row["status"] == ("partial" if left_out else "ok")
+            assert row["reason"].startswith(f"largest {attribute}=")
+            assert (f"; left out: {left_out}" in row["reason"]) == bool(left_out)
     assert (find(metrics, metric="mean_auc_gap", subgroup="sex")[0]["n_patients"]) == 45
     assert (find(metrics, metric="mean_auc_gap", subgroup="view_position")[0]["n_patients"]) == 49
 

@@ -64,8 +64,15 @@ def compare(
     return step.result
 
 
-def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: str, code_version: str) -> steps.Made:
-    """Score the selected models within each subgroup."""
+def analyze_subgroups(
+    store: Store,
+    config: SubgroupConfig,
+    *,
+    arm_pairs: Sequence[tuple[str, str]],
+    comparison_uri: str,
+    code_version: str,
+) -> steps.Made:
+    """Score the selected models within each subgroup, and their drop on external sets."""
     import pyarrow as pa
 
     from medssl.analysis import subgroups
@@ -76,7 +83,7 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
         "analyze_subgroups",
         store=store,
         code_version=code_version,
-        config=config.dump(),
+        config={"subgroups": config.dump(), "pairs": [list(pair) for pair in arm_pairs]},
         inputs={"comparison": comparison},
     ) as step:
         if step.made is None:
@@ -90,6 +97,8 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
                 num_replicates=config.num_replicates,
                 alpha=config.alpha,
                 seed=config.seed,
+                attribute_pairs=config.attribute_pairs,
+                arm_pairs=arm_pairs,
                 progress=bar.of,
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
