@@ -36,6 +36,14 @@ def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
     return statistics.median(theirs / own for own, theirs in zip(ours, peer, strict=True))
 
 
+def extra_mb(call: Callable[[], object]) -> float:
+    """Peak memory of a call above what this process held before, in MB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
+    before = _status_mb("VmRSS")
+    call()
+    return _status_mb("VmHWM") - before
+
+
 def report(
     figures: Mapping[str, Sequence[float]], *, name: str, unit: str, ours: str, peer: str, detail: Mapping[str, Any]
 ) -> None:
@@ -62,6 +70,11 @@ def report(
         "detail": {**detail, "medians": medians},
     }
     print(json.dumps(record))
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
 
 
 def _rounded(number: float) -> float:

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measure import alternate, ratio, report
+from benchmarks.measure import alternate, extra_mb, ratio, report
 from medssl.model.losses import nt_xent
 
 TEMPERATURE = 0.1
@@ -75,21 +74,12 @@ def milliseconds(loss: Loss, pair: tuple[Tensor, Tensor]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def status_mb(field: str) -> float:
-    """A memory figure of this process, in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
-
-
-def extra_mb(name: str, num_pairs: int) -> float:
-    """Peak memory of a pass above what was held before; in a fresh process."""
+def memory_mb(name: str, num_pairs: int) -> float:
+    """Extra peak memory of a pass; in a fresh process."""
     torch.set_num_threads(1)
     loss_and_gradient(LOSSES[name], projections(8))  # libraries are loaded on first use
     pair = projections(num_pairs)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
-    before = status_mb("VmRSS")
-    loss_and_gradient(LOSSES[name], pair)
-    return status_mb("VmHWM") - before
+    return extra_mb(partial(loss_and_gradient, LOSSES[name], pair))
 
 
 def errors(num_pairs: int) -> dict[str, dict[str, float]]:
@@ -112,7 +102,7 @@ def main() -> None:
     num_pairs, repeats = (512, 3) if options.quick else (4096, options.repeats)
     torch.set_num_threads(1)
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        memory = {name: round(pool.submit(extra_mb, name, num_pairs).result()) for name in LOSSES}
+        memory = {name: round(pool.submit(memory_mb, name, num_pairs).result()) for name in LOSSES}
     found = errors(num_pairs)
     for name in LOSSES:
         print(f"{name}: {memory[name]} MB, errors {found[name]}")

@@ -1,27 +1,34 @@
-"""Paired bootstrap of AUCs and of shares of units, over patients or over single units.
+"""Paired bootstrap of ranked quantities, shares and calibration errors, over patients or over single units.
 
-A resample is a vector of weights, one a unit, so nothing is copied and nothing is sorted again: each model's
-scores are ranked once, and an AUC under weights is a cumulative sum and a product; a share (top-k accuracy or
-sensitivity) is a product of the weights and of what is 1 for each unit that counts. All models see the same
-resamples, which makes their differences paired (Azizi et al. 2021, supplement B.1.1: 1,000 replicates, 95 %
+A resample is a vector of weights, so nothing is copied and nothing is sorted again: each model's scores are ranked
+once, and what is computed on a resample are sums of weights in that order, many resamples at a time. All models see the
+same resamples, which makes their differences paired (Azizi et al. 2021, supplement B.1.1: 1,000 replicates, 95 %
 percentile interval).
 
-Shape suffixes: R replicates, M models, N units, C classes, S shares, Q quantities (the C AUCs, then the S shares).
-Truth is float: 1, 0, or NaN where not known.
+Shape suffixes: R replicates, L lanes (replicates of a block), M models, Q quantities, in the order of `Quantities`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.analysis.quantities import (
+    AUC,
+    RANKED,
+    Calibration,
+    Quantities,
+    calibration_fills,
+    ranked_fills,
+    share_fills,
+)
+from medssl.analysis.resampling import resamples
+
 Floats = NDArray[np.float64]
 
 # Above this share of replicates that lack a class, the others no longer stand for all resamples.
 MAX_LACKING_SHARE = 0.05
-# Weights in memory at a time, in bytes; a block and its cumulative sums stay near the processor's caches.
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,122 +58,17 @@ class Interval:
     reason: str
 
 
-def resample_weights(
-    cluster_of_unit: NDArray[np.int64], *, num_replicates: int, seed: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Draw as many clusters as there are, with replacement; a unit weighs as often as its cluster was drawn.
-
-    With the patient as the cluster, images of one patient stay together; with `arange(n)` every unit is its
-    own cluster. The replicates depend on the seed and the clusters only, not on the size of the blocks.
-
-    Args:
-        cluster_of_unit: Shape (N,), any integers; equal ones belong together.
-        num_replicates: Total over all blocks, > 0.
-        seed: Of the generator.
-
-    Yields:
-        Blocks of shape (r, N). 8 bits do: one cluster in 256 draws has a probability below 1e-500.
-
-    Raises:
-        ValueError: Without a unit or a replicate.
-    """
-    if cluster_of_unit.size == 0 or num_replicates < 1:
-        raise ValueError(
-            f"a bootstrap needs at least one unit and one replicate, got {cluster_of_unit.size} units and "
-            f"num_replicates={num_replicates}"
-        )
-    clusters, cluster_N = np.unique(cluster_of_unit, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    block_size = max(1, _BLOCK_BYTES // cluster_N.size)
-    for start in range(0, num_replicates, block_size):
-        counts = np.empty((min(block_size, num_replicates - start), clusters.size), dtype=np.uint8)
-        for row in counts:
-            row[:] = np.bincount(rng.integers(clusters.size, size=clusters.size), minlength=clusters.size)
-        yield np.take(counts, cluster_N, axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """Order of one model's scores for one class: all that an AUC needs besides the weights.
-
-    Attributes:
-        positives: Positive units, by score.
-        negatives: Negative units, by score.
-        below: For each positive, how many negatives score lower.
-        up_to: For each positive, how many negatives score no higher.
-    """
-
-    positives: NDArray[np.int64]
-    negatives: NDArray[np.int64]
-    below: NDArray[np.int64]
-    up_to: NDArray[np.int64]
-
-
-def _rank(y_true_N: Floats, y_score_N: Floats) -> _Ranking:
-    positives, negatives = (np.flatnonzero(y_true_N == label) for label in (1, 0))
-    positives = positives[np.argsort(y_score_N[positives], kind="stable")]
-    negatives = negatives[np.argsort(y_score_N[negatives], kind="stable")]
-    positive_scores, negative_scores = y_score_N[positives], y_score_N[negatives]
-    below = np.searchsorted(negative_scores, positive_scores, side="left")
-    return _Ranking(positives, negatives, below, np.searchsorted(negative_scores, positive_scores, side="right"))
-
-
-def _auc_of_ranking(ranking: _Ranking, weights_RN: NDArray[np.uint8]) -> Floats:
-    """AUC = sum over positives of w (W_below + W_up_to) / (2 W_positives W_negatives); W sums weights."""
-    # 32 bits double the speed. A term is at most (2 N w_max) w_max; the sums of terms take 64.
-    heaviest = int(weights_RN.max(initial=0))
-    dtype: type[np.int32] | type[np.int64] = (
-        np.int32 if 2 * weights_RN.shape[1] * heaviest**2 < np.iinfo(np.int32).max else np.int64
-    )
-    cumulative = np.zeros((len(weights_RN), ranking.negatives.size + 1), dtype=dtype)
-    # mode="clip" skips numpy's buffered bounds check; the indices are in range by construction.
-    negatives = np.take(weights_RN, ranking.negatives, axis=1, mode="clip")
-    np.cumsum(negatives, axis=1, dtype=dtype, out=cumulative[:, 1:])
-    beaten_twice = np.take(cumulative, ranking.below, axis=1, mode="clip")
-    beaten_twice += np.take(cumulative, ranking.up_to, axis=1, mode="clip")
-    positives = np.take(weights_RN, ranking.positives, axis=1, mode="clip")
-    numerator = (beaten_twice * positives).sum(axis=1, dtype=np.int64)
-    denominator = 2 * positives.sum(axis=1, dtype=np.int64) * cumulative[:, -1].astype(np.int64)
-    # Integers up to here: the quotient is the only rounding.
-    aucs_R = np.full(len(weights_RN), np.nan)
-    np.divide(numerator, denominator, out=aucs_R, where=denominator > 0)
-    return aucs_R
-
-
-def weighted_auc(y_true: Floats, y_score: Floats, weights: NDArray[np.uint8]) -> Floats:
-    """AUC under each row of weights, equal to the AUC of the rows repeated `weight` times.
-
-    Args:
-        y_true: Shape (N,); NaN leaves the unit out.
-        y_score: Shape (N,), finite; ties count one half.
-        weights: Shape (R, N), counts >= 0.
-
-    Returns:
-        Shape (R,); NaN where the positives or the negatives have no weight.
-    """
-    return _auc_of_ranking(_rank(y_true, y_score), weights)
-
-
-def _share_of_hits(hits_MN: Floats, weights_RN: NDArray[np.uint8]) -> Floats:
-    """Weighted share of each model's units, shape (R, M); NaN where the units that count have no weight."""
-    counted = np.flatnonzero(~np.isnan(hits_MN[0]))
-    # Whole numbers below 2**53 in 64 bits: exact in any order of summation.
-    weights = np.take(weights_RN, counted, axis=1, mode="clip").astype(np.float64)
-    totals_R1 = weights.sum(axis=1, keepdims=True)
-    shares_RM = np.full((len(weights_RN), len(hits_MN)), np.nan)
-    np.divide(weights @ hits_MN[:, counted].T, totals_R1, out=shares_RM, where=totals_R1 > 0)
-    return shares_RM
-
-
 @dataclass(frozen=True, eq=False)
 class Replicates:
-    """AUCs and shares of several models on the full sample and on the same resamples; NaN where not defined.
+    """Quantities of several models on the full sample and on the same resamples; NaN where not defined.
 
     Attributes:
+        quantities: The order of the Q quantities.
         estimates: On the full sample, shape (M, Q).
         values: On the resamples, shape (R, M, Q).
     """
 
+    quantities: Quantities
     estimates: Floats
     values: Floats
 
@@ -220,9 +122,12 @@ class Replicates:
 
 
 def two_sided_p(differences: Floats) -> float:
-    """2 min(share <= 0, share >= 0), at least 1 / R and at most 1: R replicates cannot show less."""
-    share = min(float((differences <= 0).mean()), float((differences >= 0).mean()))
-    return min(1.0, max(2 * share, 1 / differences.size))
+    """2 (1 + min(number <= 0, number >= 0)) / (B + 1), at most 1: B replicates can show no less than 2 / (B + 1).
+
+    The sample itself counts as one more replicate, without which p could be 0 (Davison & Hinkley 1997, 4.2.3).
+    """
+    least = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    return min(1.0, 2 * (1 + int(least)) / (differences.size + 1))
 
 
 def paired_bootstrap(
@@ -232,38 +137,61 @@ def paired_bootstrap(
     *,
     num_replicates: int,
     seed: int,
+    ranked: Sequence[str] = (AUC,),
+    specificity: float = 0.9,
     hits: Floats | None = None,
+    calibration: Calibration | None = None,
 ) -> Replicates:
-    """AUC of every model and class, and every share, on the same resamples.
+    """What is asked for of every model, on the same resamples.
+
+    A resample holds as many clusters as there are, drawn with replacement. With the patient as the cluster, images of
+    one patient stay together; with `arange(n)` every unit is its own. Same seed and same number of clusters, same
+    resamples, whatever the models: those of several label fractions or arms can be compared replicate by replicate.
 
     Args:
-        y_true: Shape (N, C).
-        y_scores: Shape (M, N, C), finite; one model or more.
-        clusters: Shape (N,); what is drawn as one, see `resample_weights`.
+        y_true: Shape (N, C): 1, 0, or NaN where not known: such a unit is left out of this class.
+        y_scores: Shape (M, N, C), finite; one model or more. Equal scores are ties: in AUC they count one half, and no
+            threshold parts them.
+        clusters: Shape (N,), any integers; equal ones are drawn as one.
         num_replicates: > 0; 1,000 in the paper.
-        seed: Same seed and clusters, same resamples.
-        hits: Shape (M, N, S): 1 or 0 for each unit that a share counts, NaN for the others, in the same places for
-            all models. A share is the mean over the units that it counts. None: no shares.
+        seed: >= 0.
+        ranked: Of `quantities.RANKED`, each of every class: "auc", "average_precision",
+            "sensitivity_at_specificity", the largest sensitivity of a threshold with this specificity or more.
+        specificity: In 0-1; for the latter.
+        hits: Shape (M, N, S): any finite number for each unit that a share counts, NaN for the others, in the same
+            places for all models. A share is the mean over the units that it counts: of hits and misses an accuracy or
+            a sensitivity, of squared errors the Brier score. None: no shares.
+        calibration: None: no calibration errors.
 
     Raises:
-        ValueError: On shapes that do not fit, or without a unit or a replicate.
+        ValueError: On shapes that do not fit, numbers out of range, or without a unit or a replicate.
     """
     hits = np.empty((*y_scores.shape[:2], 0)) if hits is None else hits
     _check_shapes(y_true, y_scores, clusters, hits)
-    num_models, num_units, num_classes = y_scores.shape
-    rankings = {(m, c): _rank(y_true[:, c], y_scores[m, :, c]) for m in range(num_models) for c in range(num_classes)}
-
-    def quantities(weights_RN: NDArray[np.uint8]) -> Floats:
-        values_RMQ = np.empty((len(weights_RN), num_models, num_classes + hits.shape[2]))
-        for (m, c), ranking in rankings.items():
-            values_RMQ[:, m, c] = _auc_of_ranking(ranking, weights_RN)
-        for s in range(hits.shape[2]):
-            values_RMQ[:, :, num_classes + s] = _share_of_hits(hits[:, :, s], weights_RN)
-        return values_RMQ
-
-    blocks = resample_weights(clusters, num_replicates=num_replicates, seed=seed)
-    values = np.concatenate([quantities(block) for block in blocks])
-    return Replicates(quantities(np.ones((1, num_units), dtype=np.uint8))[0], values)
+    _check_values(y_scores, hits, num_replicates, ranked, specificity)
+    if calibration is not None:
+        _check_calibration(calibration, y_scores.shape[:2])
+    num_calibrated = 0 if calibration is None else calibration.y_true.shape[2]
+    order = Quantities(tuple(ranked), y_true.shape[1], hits.shape[2], num_calibrated)
+    names, places_N = np.unique(clusters, return_inverse=True)
+    cluster_N: NDArray[np.int32] = places_N.astype(np.int32)
+    fills = [
+        *ranked_fills(order, y_true, y_scores, cluster_N, specificity),
+        *share_fills(order, hits, cluster_N),
+        *calibration_fills(order, calibration, cluster_N),
+    ]
+    values_MQL: list[Floats] = []
+    # The full sample is one more replicate, in which every cluster is drawn once.
+    for block in resamples(names.size, num_replicates=num_replicates + 1, seed=seed):
+        num_lanes = block.count_CL.shape[1]
+        if len(values_MQL) == num_replicates // num_lanes:
+            block.count_CL[:, num_replicates % num_lanes] = 1
+        value_MQL = np.empty((len(y_scores), len(order), num_lanes))
+        for fill in fills:
+            fill(block, value_MQL)
+        values_MQL.append(value_MQL)
+    values = np.concatenate(values_MQL, axis=2).transpose(2, 0, 1)
+    return Replicates(order, values[num_replicates], values[:num_replicates])
 
 
 def _check_shapes(y_true: Floats, y_scores: Floats, clusters: NDArray[np.int64], hits: Floats) -> None:
@@ -277,3 +205,27 @@ def _check_shapes(y_true: Floats, y_scores: Floats, clusters: NDArray[np.int64],
             f"hits {hits.shape} must be (models, units, shares) with scores {y_scores.shape} as (models, units, "
             "classes), and NaN in the same places for all models"
         )
+
+
+def _check_values(
+    y_scores: Floats, hits: Floats, num_replicates: int, ranked: Sequence[str], specificity: float
+) -> None:
+    if (y_scores.size and not np.isfinite(y_scores).all()) or np.isinf(hits).any():
+        raise ValueError("scores and hits must be finite; some are not")
+    if num_replicates < 1:
+        raise ValueError(f"a bootstrap needs at least one replicate, got num_replicates={num_replicates}")
+    if not set(ranked) <= set(RANKED) or len(set(ranked)) != len(ranked):
+        raise ValueError(f"ranked: expected distinct ones of {RANKED}, got {tuple(ranked)}")
+    if not 0 <= specificity <= 1:
+        raise ValueError(f"specificity must lie in 0-1, got {specificity}")
+
+
+def _check_calibration(calibration: Calibration, expected: tuple[int, ...]) -> None:
+    y_true, y_score = calibration.y_true, calibration.y_score
+    if y_true.ndim != 3 or y_true.shape != y_score.shape or y_true.shape[:2] != expected:
+        raise ValueError(
+            f"calibration: truth {y_true.shape} and scores {y_score.shape} must be (models, units, any), with "
+            f"{expected} models and units"
+        )
+    if calibration.num_bins < 1 or not ((y_score >= 0) & (y_score <= 1)).all():
+        raise ValueError(f"calibration needs scores in 0-1 and at least one bin, got {calibration.num_bins} bins")
