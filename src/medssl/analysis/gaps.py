@@ -4,12 +4,13 @@ The largest of noisy estimates minus the smallest overstates the gap of the grou
 never reaches 0. What noise there is, the bootstrap replicates show: their errors e are taken as draws of the errors of
 the estimates t themselves, correlated as these are.
 
-*Point.* Cross-fitting over random halves of the patients picks best and worst on one half and measures them on the
-other. Halves need not be evaluated: t + e and t - e are, for normal errors, independent with twice the variance of t,
-as two halves are, and the mean over replicates leaves no noise of the halving. Nobody knows better than half of the
-data which groups are extreme, so the result is the mean gap of groups that are extreme by half of the data: it is 0
-where all groups are equal, right where one best and one worst group stand out, and else below the true gap, never
-above. A bootstrap estimate of the bias would leave 0.6 of it where groups are equal.
+*Point.* Cross-fitting picks best and worst group on three quarters of the patients and measures them on the fourth. The
+quarters need not be evaluated: with g = 1 / sqrt(3), t + g e and t - e / g are for normal errors independent, with the
+variances that three quarters and one quarter have, and the mean over replicates leaves no noise of the division. The
+result is the mean gap of the groups that three quarters of the data call extreme. It is 0 where all groups are equal
+and right where one best and one worst group stand out; where several compete it is below the true gap, by 0.9 standard
+errors of a group at most in simulations, and never above. A bootstrap estimate of the bias, the usual way, leaves 0.6
+of it where groups are equal.
 
 *Interval.* The true gap is the largest of the differences between two groups. The lower end is the largest of their
 simultaneous lower ends, over the differences that may be the largest (Chernozhukov, Lee & Rosen 2013, Intersection
@@ -28,8 +29,9 @@ from medssl.analysis.bootstrap import two_sided_p
 
 Floats = NDArray[np.float64]
 
-# Errors that stand for the halves when a gap is corrected in each replicate; each counts with both signs.
-_NUM_HALVES = 32
+NUM_FOLDS = 4
+# Errors that stand for divisions of the patients when a gap is corrected in each replicate; each with both signs.
+_NUM_DIVISIONS = 64
 # Share of the resamples in which the difference that is the largest may be passed over, divided by log R (ibidem).
 _MISSED = 0.1
 _BLOCK_SIZE = 1 << 18  # numbers in an array at a time
@@ -66,8 +68,8 @@ def gap(estimates_G: Floats, errors_RG: Floats, *, alpha: float) -> Gap:
         alpha: One minus the level of the interval, in 0-1.
     """
     low, high = _bounds(estimates_G, errors_RG, alpha)
-    halves_RG = np.concatenate([errors_RG, -errors_RG])
-    return Gap(float(np.ptp(estimates_G)), float(_cross_fitted(estimates_G[None], halves_RG)[0]), low, high)
+    both_signs = np.concatenate([errors_RG, -errors_RG])
+    return Gap(float(np.ptp(estimates_G)), float(_cross_fitted(estimates_G[None], both_signs)[0]), low, high)
 
 
 def resampled_gaps(estimates_G: Floats, errors_RG: Floats) -> Floats:
@@ -76,8 +78,8 @@ def resampled_gaps(estimates_G: Floats, errors_RG: Floats) -> Floats:
     A percentile interval of one gap is wrong where groups are equal; a difference of two gaps has no such bound, and
     its percentile interval covers at the nominal rate or above.
     """
-    halves = errors_RG[:_NUM_HALVES]
-    return _cross_fitted(estimates_G + errors_RG, np.concatenate([halves, -halves]))
+    some = errors_RG[:_NUM_DIVISIONS]
+    return _cross_fitted(estimates_G + errors_RG, np.concatenate([some, -some]))
 
 
 def difference_interval(gaps_a_R: Floats, gaps_b_R: Floats, *, alpha: float) -> tuple[float, float, float]:
@@ -87,16 +89,19 @@ def difference_interval(gaps_a_R: Floats, gaps_b_R: Floats, *, alpha: float) -> 
     return float(low), float(high), two_sided_p(draws_R)
 
 
-def _cross_fitted(estimates_KG: Floats, halves_HG: Floats) -> Floats:
-    """Gap of the groups that t + e calls extreme, measured on t - e; mean over the errors e, shape (K,)."""
+def _cross_fitted(estimates_KG: Floats, errors_DG: Floats) -> Floats:
+    """Gap of the groups that t + g e calls extreme, measured on t - e / g; mean over D errors e, shape (K,)."""
+    ratio = (NUM_FOLDS - 1) ** -0.5
     gaps_K = np.empty(len(estimates_KG))
-    step = max(1, _BLOCK_SIZE // halves_HG.size)
+    step = max(1, _BLOCK_SIZE // errors_DG.size)
     for start in range(0, len(gaps_K), step):
         estimates_k1G = estimates_KG[start : start + step, None]
-        choosing_kHG, measuring_kHG = estimates_k1G + halves_HG, estimates_k1G - halves_HG
-        best, worst = (place.argmax(axis=2)[..., None] for place in (choosing_kHG, -choosing_kHG))
-        best_kH1, worst_kH1 = (np.take_along_axis(measuring_kHG, place, axis=2) for place in (best, worst))
-        gaps_K[start : start + step] = (best_kH1 - worst_kH1).mean(axis=(1, 2))
+        choosing_kDG, measuring_kDG = estimates_k1G + ratio * errors_DG, estimates_k1G - errors_DG / ratio
+        best_kD1, worst_kD1 = (
+            np.take_along_axis(measuring_kDG, scores.argmax(axis=2)[..., None], axis=2)
+            for scores in (choosing_kDG, -choosing_kDG)
+        )
+        gaps_K[start : start + step] = (best_kD1 - worst_kD1).mean(axis=(1, 2))
     return gaps_K
 
 

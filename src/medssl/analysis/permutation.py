@@ -4,19 +4,21 @@ Permuted are the groups of exchangeable patients: those with equally many units 
 patients swap the groups of their units as a whole, so images of one patient stay together, and every group keeps its
 numbers of patients, of units and of positive labels: a finding that is more frequent among the old is no difference of
 the model. Where the attribute differs within patients, as the view position does, a patient's units are exchangeable,
-too, and what a patient got is shuffled among them. A patient like no other swaps with nobody, which costs power and
-not validity: the test is exact where, given these two counts, neither truths nor scores depend on the group.
+too: what a patient got is turned by a random number of units. A patient like no other swaps with nobody, which costs
+power and not validity, as these permutations are a group: the test is exact where, given the two counts, neither
+truths nor scores depend on the group.
 
-Shape suffixes: R permutations, N units, P patients, M models, C classes, G groups.
+Shape suffixes: L lanes (permutations of a block), N units, M models, C classes, Q quantities, G groups.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.analysis.bootstrap import weighted_auc
+from medssl.analysis.quantities import AUC, Fill, Quantities, ranked_fills, share_fills
+from medssl.analysis.resampling import Block
 from medssl.analysis.runs import Run
 from medssl.metrics import PRIMARY, top_k_hits
 
@@ -24,96 +26,119 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int16]
 
 OUTSIDE = -1  # the code of units in no group
-_BLOCK_BYTES = 1 << 24  # of weights, a byte for each unit and group, in memory at a time
 
 
-def exchangeable_sets(run: Run, code_of_unit: Codes) -> list[NDArray[np.int64]]:
-    """Patients who may swap their groups: one array a set, shape (patients, units of each), of places of units.
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """Patients with equally many units and positive labels stand next to one another: these may swap their groups.
 
-    Args:
-        run: Units, patients and truth.
-        code_of_unit: Shape (N,); units that are `OUTSIDE` are in no set.
+    Attributes:
+        units: Shape (n,), places of the units in some group, patient by patient.
+        set_of_patient: Shape (P,), the set of each patient, rising.
+        start_of_patient: Shape (P,), where the units of each patient begin in `units`.
+        patient: Shape (n,), the place of each unit's patient.
+        size: Shape (n,), how many units this patient has.
     """
-    inside = np.flatnonzero(code_of_unit != OUTSIDE)
-    order = inside[np.argsort(run.patients[inside], kind="stable")]
-    _, starts, counts = np.unique(run.patients[order], return_index=True, return_counts=True)
-    positive = np.add.reduceat(np.nansum(run.y_true[order], axis=1), starts) if order.size else np.empty(0)
-    keys, set_of_patient = np.unique(np.column_stack([counts, positive]), axis=0, return_inverse=True)
-    return [
-        order[starts[set_of_patient.ravel() == s][:, None] + np.arange(int(num_units))]
-        for s, (num_units, _) in enumerate(keys)
-    ]
+
+    units: NDArray[np.int64]
+    set_of_patient: NDArray[np.int64]
+    start_of_patient: NDArray[np.int64]
+    patient: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, run: Run, code_of_unit: Codes) -> "Exchange":
+        """The sets of the patients of a run who have units in a group."""
+        inside = np.flatnonzero(code_of_unit != OUTSIDE)
+        _, patient_of_unit, sizes = np.unique(run.patients[inside], return_inverse=True, return_counts=True)
+        positive = np.bincount(patient_of_unit, weights=np.nansum(run.y_true[inside], axis=1))
+        _, set_of_patient = np.unique(np.column_stack([sizes, positive]), axis=0, return_inverse=True)
+        by_set = np.argsort(set_of_patient.ravel(), kind="stable")
+        place = np.empty_like(by_set)
+        place[by_set] = np.arange(by_set.size)
+        units = inside[np.argsort(place[patient_of_unit], kind="stable")]
+        sizes = sizes[by_set]
+        patient = np.repeat(np.arange(sizes.size), sizes)
+        return cls(units, set_of_patient.ravel()[by_set], np.cumsum(sizes) - sizes, patient, sizes[patient])
+
+    def permuted(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """For each unit the one whose group it gets, both as places in `units`: one permutation, shape (n,)."""
+        # Sorted by a random number within each set.
+        owner = np.argsort(self.set_of_patient + rng.random(self.set_of_patient.size))
+        turned = np.arange(self.units.size) - self.start_of_patient[self.patient]
+        turned += (rng.random(owner.size)[self.patient] * self.size).astype(np.int64)
+        return self.start_of_patient[owner][self.patient] + turned % self.size
 
 
 def permuted_codes(run: Run, code_of_unit: Codes, *, num_permutations: int, seed: int) -> Iterator[Codes]:
-    """Blocks of permutations, shape (r, N); see the module for what changes places with what."""
-    rng = np.random.default_rng(seed)
-    # A set in which all units are of one group stays as it is.
-    sets = [units for units in exchangeable_sets(run, code_of_unit) if np.ptp(code_of_unit[units])]
-    within = any(np.ptp(code_of_unit[units], axis=1).any() for units in sets)
-    block = max(1, _BLOCK_BYTES // (code_of_unit.size * (int(code_of_unit.max()) + 1)))
-    for start in range(0, num_permutations, block):
-        num = min(block, num_permutations - start)
-        codes = np.tile(code_of_unit, (num, 1))
-        for units in sets:
-            owners = rng.permuted(np.tile(np.arange(len(units)), (num, 1)), axis=1)
-            moved = code_of_unit[units][owners]
-            codes[:, units] = rng.permuted(moved, axis=2) if within else moved
-        yield codes
+    """The groups as they are, then permutations; see the module for what changes places with what.
 
-
-def raw_gaps(runs: Sequence[Run], codes: Codes, classes: Sequence[int], num_groups: int) -> Floats:
-    """Largest minus smallest primary metric among the groups, shape (r, M).
-
-    A group averages over the classes that it can evaluate, and one without any is passed over.
-
-    Args:
-        runs: Of M models.
-        codes: Shape (r, N).
-        classes: Places of the classes that a mean over classes covers.
-        num_groups: Codes run from 0 to below it.
+    Yields:
+        Blocks of shape (N, L), each of `kernels.LANES` but the last.
     """
-    of_model = _mean_aucs if PRIMARY[runs[0].unit_kind].part else _accuracies
-    gaps = np.empty((len(codes), len(runs)))
-    for m, run in enumerate(runs):
-        means_Gr = of_model(run, codes, classes, num_groups)
-        lacking_Gr = np.isnan(means_Gr)
-        gaps[:, m] = np.where(lacking_Gr, -np.inf, means_Gr).max(axis=0)
-        gaps[:, m] -= np.where(lacking_Gr, np.inf, means_Gr).min(axis=0)
-    return gaps
+    from medssl.analysis import kernels
+
+    rng = np.random.default_rng(seed)
+    exchange = Exchange.of(run, code_of_unit)
+    codes = code_of_unit[exchange.units]
+    for first in range(0, num_permutations + 1, kernels.LANES):
+        code_LN = np.tile(code_of_unit, (min(kernels.LANES, num_permutations + 1 - first), 1))
+        for code_N in code_LN[int(first == 0) :]:
+            code_N[exchange.units] = codes[exchange.permuted(rng)]
+        yield np.ascontiguousarray(code_LN.T)
 
 
-def _mean_aucs(run: Run, codes: Codes, classes: Sequence[int], num_groups: int) -> Floats:
-    """Mean AUC of each group over the classes that it can evaluate, shape (G, r)."""
-    # Side by side, so that a class is ranked once for all groups.
-    weights = np.concatenate([codes == g for g in range(num_groups)]).view(np.uint8)
-    values_CX = np.stack([weighted_auc(run.y_true[:, c], run.y_score[:, c], weights) for c in classes])
-    return _ratios(np.nansum(values_CX, axis=0), (~np.isnan(values_CX)).sum(axis=0)).reshape(num_groups, -1)
+@dataclass(frozen=True, eq=False)
+class _Primary:
+    """The primary metric of M models on parts of the units, as the mean of Q quantities.
 
+    Attributes:
+        num_models: M.
+        order: Of the quantities: the AUCs that it averages, or a share.
+        fills: What computes them, each unit being a cluster of its own.
+    """
 
-def _accuracies(run: Run, codes: Codes, classes: Sequence[int], num_groups: int) -> Floats:
-    """Top-k accuracy of each group, shape (G, r); it has no mean over classes."""
-    hits = top_k_hits(run.y_true, run.y_score, k=PRIMARY[run.unit_kind].k or 1)
-    counts = np.column_stack([np.nan_to_num(hits), ~np.isnan(hits)])
-    sums = (((codes == g).astype(np.float64) @ counts).T for g in range(num_groups))
-    return np.stack([_ratios(num_hits, num_units) for num_hits, num_units in sums])
+    num_models: int
+    order: Quantities
+    fills: tuple[Fill, ...]
 
+    @classmethod
+    def of(cls, runs: Sequence[Run], classes: Sequence[int]) -> "_Primary":
+        """Rank the scores of all models once."""
+        first, primary = runs[0], PRIMARY[runs[0].unit_kind]
+        unit_N = np.arange(first.units.size, dtype=np.int32)
+        if primary.part:
+            order = Quantities((AUC,), len(classes), 0, 0)
+            score_MNC = np.stack([run.y_score[:, classes] for run in runs])
+            return cls(len(runs), order, tuple(ranked_fills(order, first.y_true[:, classes], score_MNC, unit_N, 0)))
+        order = Quantities((), 0, 1, 0)
+        hit_MN1 = np.stack([top_k_hits(run.y_true, run.y_score, k=primary.k or 1) for run in runs])[:, :, None]
+        return cls(len(runs), order, tuple(share_fills(order, hit_MN1, unit_N)))
 
-def _ratios(sums: Floats, counts: NDArray[Any]) -> Floats:
-    ratios = np.full(sums.shape, np.nan)
-    np.divide(sums, counts, out=ratios, where=counts > 0)
-    return ratios
+    def means(self, is_chosen_NL: NDArray[np.bool_]) -> Floats:
+        """Of the chosen units, over the quantities that they define; NaN without any. Shape (M, L)."""
+        from medssl.analysis import kernels
+
+        num_units, num = is_chosen_NL.shape
+        count_NL = np.zeros((num_units, kernels.LANES), np.uint8)
+        count_NL[:, :num] = is_chosen_NL
+        value_MQL = np.empty((self.num_models, len(self.order), kernels.LANES))
+        for fill in self.fills:
+            fill(Block(count_NL, 1), value_MQL)
+        is_defined_MQL = ~np.isnan(value_MQL)
+        count_ML = is_defined_MQL.sum(axis=1)
+        mean_ML = np.full(count_ML.shape, np.nan)
+        np.divide(np.nansum(value_MQL, axis=1), count_ML, out=mean_ML, where=count_ML > 0)
+        return mean_ML[:, :num]
 
 
 def p_of_equal_groups(
-    runs: Sequence[Run],
-    code_of_unit: Codes,
-    *,
-    classes: Sequence[int],
-    num_permutations: int,
-    seed: int,
+    runs: Sequence[Run], code_of_unit: Codes, *, classes: Sequence[int], num_permutations: int, seed: int
 ) -> Floats:
     """Share of the permutations, the groups as they are among them, with a gap at least as large; shape (M,).
+
+    The gap is the largest minus the smallest primary metric. In a permutation a group averages over the classes that
+    it can evaluate, and one without any is passed over.
 
     Args:
         runs: On the same units, one of each model; all see the same permutations.
@@ -122,11 +147,14 @@ def p_of_equal_groups(
         num_permutations: > 0.
         seed: Of the permutations.
     """
-    num_groups = int(code_of_unit.max()) + 1
-    observed = raw_gaps(runs, code_of_unit[None], classes, num_groups)
-    # Sums of equal terms in another order are equal.
-    at_least = observed - 1e-12 * np.maximum(1, np.abs(observed))
-    counts = np.ones(len(runs))
-    for codes in permuted_codes(runs[0], code_of_unit, num_permutations=num_permutations, seed=seed):
-        counts += (raw_gaps(runs, codes, classes, num_groups) >= at_least).sum(axis=0)
-    return counts / (num_permutations + 1)
+    primary = _Primary.of(runs, classes)
+    gap_blocks = []
+    for code_NL in permuted_codes(runs[0], code_of_unit, num_permutations=num_permutations, seed=seed):
+        mean_GML = np.stack([primary.means(code_NL == g) for g in range(int(code_of_unit.max()) + 1)])
+        is_lacking_GML = np.isnan(mean_GML)
+        largest_ML = np.where(is_lacking_GML, -np.inf, mean_GML).max(axis=0)
+        gap_blocks.append(largest_ML - np.where(is_lacking_GML, np.inf, mean_GML).min(axis=0))
+    gap_MR = np.concatenate(gap_blocks, axis=1)
+    # A mean of other terms may differ from an equal one in its last bits.
+    shares: Floats = (gap_MR >= gap_MR[:, :1] - 1e-12).mean(axis=1)
+    return shares

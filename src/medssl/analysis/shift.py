@@ -103,7 +103,9 @@ def _differences(tests: Sequence[Run], externals: Sequence[Run], settings: Boots
     outside = replace(settings, seed=other_seed).replicates(externals, "patient")
     estimates, values = inside.estimates - outside.estimates, inside.values - outside.values
     none = np.zeros_like(estimates[:1]), np.zeros_like(values[:, :1])
-    return Replicates(np.concatenate([estimates, none[0]]), np.concatenate([values, none[1]], axis=1))
+    return replace(
+        inside, estimates=np.concatenate([estimates, none[0]]), values=np.concatenate([values, none[1]], axis=1)
+    )
 
 
 def _drop_row(item: Measure, items: Sequence[Measure], drop: Replicates, model: int, sides: Sequence[Row]) -> Row:
