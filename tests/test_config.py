@@ -15,6 +15,7 @@ from medssl.config import (
     FinetuneConfig,
     ShardConfig,
     SplitConfig,
+    SubgroupConfig,
     digest,
     load_study,
     validate,
@@ -85,6 +86,10 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("compare.resampling_units=[image, image]", "resampling_units must be"),
         ("compare.resampling_units=[]", "resampling_units must be"),
         ("subgroups.by=[sex, site, sex]", "subgroups.by must name each attribute once"),
+        ("subgroups.pairs=[[sex, site]]", "subgroups.pairs must be .* of two of"),
+        ("subgroups.pairs=[[sex, sex]]", "subgroups.pairs must be"),
+        ("subgroups.pairs=[[sex, age_band], [age_band, sex]]", "each once in either order"),
+        ("subgroups.pairs=some", '"subgroups.pairs'),
         ("subgroups.skin_type_groups={light: ['1', '2'], dark: ['2']}", "each skin type once"),
         ("subgroups.skin_type_groups={light: []}", "each skin type once, one or more a group"),
         ("subgroups.age_edges=[60, 40]", "increasing ages"),
@@ -336,3 +341,14 @@ def test_a_key_that_is_given_twice_is_told(tmp_path: Path) -> None:
     path.write_text("name: a\ndata: {name: x}\nname: b\n")
     with pytest.raises(ConfigError, match="given twice: name"):
         load_study(path)
+
+
+def test_subgroups_cross_all_attributes_but_two_views_of_the_skin() -> None:
+    by = ("sex", "skin_type", "skin_type_group", "site")
+    crossed = SubgroupConfig(by=by).attribute_pairs
+    assert crossed == (
+        *(("sex", "skin_type"), ("sex", "skin_type_group"), ("sex", "site")),
+        *(("skin_type", "site"), ("skin_type_group", "site")),
+    )
+    assert SubgroupConfig(by=by, pairs=()).attribute_pairs == ()
+    assert SubgroupConfig(by=by, pairs=(("site", "sex"),)).attribute_pairs == (("site", "sex"),)
