@@ -79,7 +79,7 @@ def comparable(partition: Partition, groups: Sequence[Group], run: Run, whole: f
     left_out = ", ".join(group.label for group in groups if group not in kept)
     note = f"left out: {left_out}" if left_out else ""
     if len(kept) < 2:
-        note = "; ".join(filter(None, (f"{len(kept)} comparable groups, 2 are needed", note)))
+        note = _joined(f"{len(kept)} comparable groups, 2 are needed", note)
         kept = []
     codes = np.full(run.units.size, OUTSIDE, dtype=np.int16)
     known = ~np.isnan(run.y_true).all(axis=1)
@@ -122,13 +122,12 @@ def gap_rows(
         runs, compared.codes, classes=compared.classes, num_permutations=settings.num_replicates, seed=settings.seed
     )
     base |= {"resampling_unit": resampled_as(first, "patient"), "n_replicates": len(complete_RMG)}
-    notes = [f"{num_lacking} of {len(values_RMG)} replicates lack a class"] if num_lacking else []
+    lacking = f"{num_lacking} of {len(values_RMG)} replicates lack a class" if num_lacking else ""
     rows = []
-    for run, gap, raw_row, p in zip(runs, found, raw, p_values, strict=True):
-        numbers = {"estimate": gap.shown, "ci_low": gap.ci_low, "ci_high": gap.ci_high, "p": float(p)}
-        reason = "; ".join([raw_row["reason"], *notes])
-        rows.append(run.name_row() | base | numbers | {"reason": reason})
-    base |= {"metric": f"{primary.name}_gap_difference", "reason": "; ".join(filter(None, (compared.note, *notes)))}
+    for run, gap, p_value, raw_row in zip(runs, found, p_values, raw, strict=True):
+        numbers = {"estimate": gap.shown, "ci_low": gap.ci_low, "ci_high": gap.ci_high, "p": float(p_value)}
+        rows.append(run.name_row() | base | numbers | {"reason": _joined(raw_row["reason"], lacking)})
+    base |= {"metric": f"{primary.name}_gap_difference", "reason": _joined(compared.note, lacking)}
     place = {run.arm_id: m for m, run in enumerate(runs)}
     pairs = [(place[a], place[b]) for a, b in arm_pairs if a in place and b in place]
     draws = {m: gaps.resampled_gaps(estimates_MG[m], errors_MRG[m]) for m in {m for pair in pairs for m in pair}}
@@ -139,10 +138,14 @@ def gap_rows(
     return raw + rows
 
 
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
 def _raw(row: Row, groups: Sequence[Group], model: int) -> Row:
     """The gap as it stands, and which groups are extreme."""
     # Ties go by name, so that the reason is the same in every run.
     ordered = sorted((float(group.estimates[model]), group.label) for group in groups)
     extremes = f"largest {ordered[-1][1]}, smallest {ordered[0][1]}"
-    reason = "; ".join(filter(None, (extremes, row["reason"])))
-    return row | {"metric": f"{row['metric']}_raw", "estimate": ordered[-1][0] - ordered[0][0], "reason": reason}
+    estimate, reason = ordered[-1][0] - ordered[0][0], _joined(extremes, row["reason"])
+    return row | {"metric": f"{row['metric']}_raw", "estimate": estimate, "reason": reason}
