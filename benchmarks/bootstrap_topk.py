@@ -16,6 +16,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 os.environ.update(dict.fromkeys(THREADS, "1"))  # read when the libraries are first imported
 
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from functools import partial  # noqa: E402
 
@@ -112,7 +113,7 @@ def peer(made: Predictions, three: NDArray[np.int64], num_replicates: int) -> No
         shares(made, three, rng.integers(len(made.patients), size=len(made.patients)))
 
 
-def microseconds(call: partial[object], num_replicates: int) -> float:
+def microseconds(call: Callable[[int], object], num_replicates: int) -> float:
     """Processor time a replicate."""
     begin = time.process_time()
     call(num_replicates)

@@ -21,6 +21,8 @@ def analyze_subgroups(
         Store.from_environment(),
         SubgroupConfig.model_validate(config["subgroups"]),
         arm_pairs=[(a, b) for a, b in config["pairs"]],
+        groups=config["groups"],
+        specificity=config["specificity"],
         comparison_uri=comparison.uri,
         code_version=code_version,
     )

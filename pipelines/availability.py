@@ -45,13 +45,24 @@ def without(study: Study, reasons: Mapping[str, str]) -> Study:
     pretraining = tuple(run for run in study.pretraining if run.name not in lost)
     used = {run.dataset for run in pretraining}
     left = study.model_copy(update={"arms": arms})
-    pairs = tuple(pair for pair in study.compare.pairs if set(pair) <= left.comparable)
+    compare = study.compare
+    pairs, efficiency = (
+        tuple(pair for pair in listed if set(pair) <= left.comparable)
+        for listed in (compare.pairs, compare.label_efficiency)
+    )
+    # A family without pairs would mean all pairs, so one that has lost all of its own goes.
+    families = tuple(
+        family.model_copy(update={"pairs": kept})
+        for family in compare.families
+        if (kept := tuple(pair for pair in family.pairs if set(pair) <= left.comparable)) or not family.pairs
+    )
+    updates = {"pairs": pairs, "label_efficiency": efficiency, "families": families}
     return left.model_copy(
         update={
             "weights": tuple(one for one in study.weights if one.name not in lost),
             "pretraining_data": tuple(one for one in study.pretraining_data if one.name in used),
             "pretraining": pretraining,
             "not_run": not_run,
-            "compare": study.compare.model_copy(update={"pairs": pairs}),
+            "compare": compare.model_copy(update=updates),
         }
     )

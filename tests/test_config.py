@@ -122,6 +122,18 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("arms.random.label_fractions=[0.3]", r"random: label_fractions \[0.3\] are not in finetune.label_fractions"),
         ("arms.random.group=simclr", "random: group simclr is the name of an arm"),
         ("compare.pairs=[[a, b]]", "'a', 'b'.* are not among the arms"),
+        ("compare.label_efficiency=[[micle, foo]]", r"label_efficiency: \['foo'\] are not among the arms"),
+        ("compare.label_efficiency=[[micle, micle]]", "name .arm, baseline., two arms, each once"),
+        ("compare.max_replicates=100", "max_replicates must be num_replicates .* or more, found 100"),
+        ("compare.specificity=1", "specificity.*less than 1"),
+        ("compare.families=[{name: a}, {name: a, splits: [test]}]", "families: names must be distinct"),
+        ("compare.families=[{name: a}, {name: b, splits: [test]}]", 'could belong to "a" and to "b"; name pairs'),
+        (
+            "compare.families=[{name: a, pairs: [[random, foo]]}]",
+            r"\"a\" names \[\['random', 'foo'\]\]; expected pairs",
+        ),
+        ("compare.families=[{name: a, label_fractions: [0.123]}]", r"names \[0.123\]; expected .* label fractions of"),
+        ("compare.families=[{name: a, splits: [validation]}]", r"names \['validation'\]; .* splits test and external"),
         ("shards.num_parts=3", "power of two"),
         ("arms=[]", "at least one arm"),
         ("name=Bad Name", "String should match pattern"),
@@ -132,6 +144,20 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
 def test_a_wrong_study_is_refused_with_the_key_and_the_remedy(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_study(DEMO, [override])
+
+
+def test_families_that_share_no_difference_and_groups_of_arms_may_be_compared() -> None:
+    study = load_study(
+        DEMO,
+        [
+            "arms.micle.group=best",
+            "compare.pairs=[[best, random]]",
+            "compare.label_efficiency=[[best, random]]",
+            "compare.families=[{name: a, metrics: [mean_auc], pairs: [[random, best]]}, {name: b, metrics: [auc]}]",
+        ],
+    )
+    assert study.compare.pairs == study.compare.label_efficiency == (("best", "random"),)
+    assert validate(type(study), study.dump(), "again") == study
 
 
 def paths_of_numbers(node: Any, path: str = "") -> Iterator[str]:

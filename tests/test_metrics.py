@@ -1,15 +1,22 @@
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    roc_auc_score,
+    roc_curve,
+    top_k_accuracy_score,
+)
 
 from medssl.config import TaskConfig
 from medssl.metrics import (
     PRIMARY,
     Evaluation,
     auc,
+    class_mean,
     evaluate_auc,
-    mean_auc,
-    mean_top_k_sensitivity,
+    named,
+    rank,
     top_k_accuracy,
     top_k_sensitivity,
     unit_kind,
@@ -36,6 +43,54 @@ def test_auc_is_the_share_of_ordered_pairs_with_ties_as_half(digits):
     assert auc(y_true, y_score) == pytest.approx(auc_by_pairs(y_true, y_score), abs=1e-12)
 
 
+@pytest.mark.parametrize(("digits", "num_units"), [(0, 50), (1, 300), (1, 5000), (9, 300), (9, 5000)])
+def test_ranking_metrics_equal_scikit_learn(digits, num_units):
+    rng = np.random.default_rng(digits + num_units)
+    y_true = (rng.random(num_units) < 0.2).astype(float)
+    y_score = np.round(rng.normal(size=num_units) + y_true, digits)
+    ranking = rank(y_true, y_score)
+    assert ranking.auc().value == pytest.approx(roc_auc_score(y_true, y_score), abs=1e-12)
+    assert ranking.average_precision().value == pytest.approx(average_precision_score(y_true, y_score), abs=1e-12)
+    false_positive_rates, sensitivities, _ = roc_curve(y_true, y_score, drop_intermediate=False)
+    for specificity in (0.05, 0.5, 0.8, 0.9, 0.95, 0.999):
+        expected = sensitivities[1 - false_positive_rates >= specificity].max()
+        assert ranking.sensitivity(specificity=specificity).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_micro_averaging_over_flattened_classes_equals_scikit_learn():
+    rng = np.random.default_rng(3)
+    y_true, y_score = np.eye(5)[rng.integers(5, size=200)], np.round(rng.random((200, 5)), 1)
+    expected = roc_auc_score(y_true, y_score, average="micro")
+    assert evaluate_auc(y_true.ravel(), y_score.ravel()).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_threshold_must_keep_the_specificity_and_nothing_lies_between_thresholds():
+    # Of ten negatives one may be called positive at 0.9; the tie of two negatives and a positive is passed as a whole.
+    y_true = np.array([1, 0, 1, 0, 0, 1, *[0] * 7], dtype=float)
+    y_score = np.array([9, 8, 7, 6, 6, 6, *range(-7, 0)], dtype=float)
+    assert rank(y_true, y_score).sensitivity(specificity=0.9).value == 2 / 3
+    assert rank(y_true, y_score).sensitivity(specificity=0.91).value == 1 / 3
+    assert rank(y_true, y_score).sensitivity(specificity=0.7).value == 1
+
+
+def test_a_perfect_order_is_worth_one_and_the_opposite_little():
+    y_true = np.array([0, 0, 0, 1, 1], dtype=float)
+    best, worst = rank(y_true, np.arange(5.0)), rank(y_true, -np.arange(5.0))
+    assert [best.auc().value, best.average_precision().value] == [1, 1]
+    assert best.sensitivity(specificity=0.99).value == 1
+    assert worst.auc().value == 0
+    assert worst.average_precision().value == pytest.approx((1 / 4 + 2 / 5) / 2)
+    assert worst.sensitivity(specificity=0.5).value == 0
+
+
+@pytest.mark.parametrize("truth", [[1, 1, 1], [0, 0], [], [np.nan]])
+def test_no_ranking_metric_is_defined_without_both_classes(truth):
+    ranking = rank(np.array(truth, dtype=float), np.arange(len(truth), dtype=float))
+    for found in (ranking.auc(), ranking.average_precision(), ranking.sensitivity(specificity=0.5)):
+        assert found.value is None
+        assert found.reason.startswith("no ")
+
+
 def test_units_without_a_truth_are_left_out():
     y_true, y_score = np.array([1, 0, np.nan, 1, np.nan]), np.array([0.9, 0.5, 0.0, 0.1, 1.0])
     assert evaluate_auc(y_true, y_score) == Evaluation(0.5, 3, 2, "")
@@ -51,15 +106,15 @@ def test_a_missing_class_is_none_with_a_reason(truth, reason):
     assert auc(np.array(truth, dtype=float), np.arange(len(truth), dtype=float)) is None
 
 
-def test_mean_auc_averages_evaluable_classes_and_names_the_others():
+def test_a_mean_over_classes_averages_evaluable_classes_and_names_the_others():
     edema, effusion = Evaluation(0.75, 10, 4, ""), Evaluation(0.25, 8, 2, "")
-    assert mean_auc({"Edema": edema, "Pleural Effusion": effusion}) == Evaluation(0.5, 18, 6, "")
-    partial = mean_auc({"Edema": edema, "Consolidation": Evaluation(None, 9, 9, "no negatives")})
+    assert class_mean({"Edema": edema, "Pleural Effusion": effusion}) == Evaluation(0.5, 18, 6, "")
+    partial = class_mean({"Edema": edema, "Consolidation": Evaluation(None, 9, 9, "no negatives")})
     assert partial == Evaluation(0.75, 10, 4, "not evaluable: Consolidation (no negatives)")
 
 
-def test_mean_auc_without_an_evaluable_class_is_none():
-    assert mean_auc({"Edema": Evaluation(None, 3, 3, "no negatives")}).value is None
+def test_a_mean_over_classes_without_an_evaluable_class_is_none():
+    assert class_mean({"Edema": Evaluation(None, 3, 3, "no negatives")}).value is None
 
 
 def cases(*, num_cases=200, num_classes=7, digits=1, seed=0):
@@ -113,7 +168,7 @@ def test_mean_top_1_sensitivity_is_the_balanced_accuracy_of_one_condition_a_case
     condition, y_score = rng.integers(6, size=300), rng.random((300, 6))
     per_class = dict(zip("abcdef", top_k_sensitivity(np.eye(6)[condition], y_score, k=1), strict=True))
     expected = balanced_accuracy_score(condition, y_score.argmax(axis=1))
-    assert mean_top_k_sensitivity(per_class).value == pytest.approx(expected, abs=1e-12)
+    assert class_mean(per_class).value == pytest.approx(expected, abs=1e-12)
 
 
 def test_equal_scores_rank_by_the_order_of_the_classes():
@@ -130,11 +185,8 @@ def test_top_k_metrics_see_only_the_order_of_the_scores_within_a_case():
         assert metric(y_true, bent, k=3) == metric(y_true, y_score, k=3)
 
 
-def test_the_mean_sensitivity_leaves_out_other_and_what_has_no_case():
-    per_class = {"Acne": Evaluation(0.5, 4, 4, ""), "Other": Evaluation(1.0, 9, 9, "")}
-    assert mean_top_k_sensitivity(per_class) == Evaluation(0.5, 4, 4, "")
-    partial = mean_top_k_sensitivity(per_class | {"Tinea": Evaluation(None, 0, 0, "no positives")})
-    assert partial == Evaluation(0.5, 4, 4, "not evaluable: Tinea (no positives)")
+def test_means_over_named_conditions_leave_out_other_alone():
+    assert named(["Acne", "Other", "Tinea"]) == ["Acne", "Tinea"]
 
 
 def test_top_k_metrics_that_the_data_cannot_define_are_none_with_a_reason():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import layout, schema, table_commands, weight_commands
+from medssl import compare_command, layout, schema, table_commands, weight_commands
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -20,6 +20,7 @@ from medssl.config import (
     PretrainRun,
     Study,
     TaskConfig,
+    arm_groups,
     load_study,
 )
 from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
@@ -252,6 +253,8 @@ def _analyze_subgroups(call: Call) -> Made:
         call.store,
         call.study.subgroups,
         arm_pairs=call.study.compare.pairs,
+        groups=arm_groups(call.study.arms),
+        specificity=call.study.compare.specificity,
         comparison_uri=call.uri("comparison"),
         code_version=call.code_version,
     )
@@ -295,10 +298,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medssl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tools(commands)
+    on_tables_of = {**table_commands.COMMANDS, "compare": compare_command.COMMAND}
     for stage, (module, inputs, call) in STAGES.items():
         text = getattr({"data": data, "train": train, "analysis": analysis}[module], stage).__doc__ or ""
         command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
-        on_tables = table_commands.COMMANDS.get(stage)
+        on_tables = on_tables_of.get(stage)
         command.add_argument(
             "study", type=Path, nargs="?" if on_tables else None, help="study file whose section is used"
         )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import stat
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -54,6 +54,8 @@ MAX_PIXELS = 100_000_000  # of one image, and the bytes of its file
 MAX_BYTES = 256 * 1024 * 1024
 MAX_TABLE_BYTES = 2**31 - 1  # of a label table, decompressed; one Arrow array of text holds no more
 MAX_PRETRAINING_LEVELS = 3  # SimCLR on natural images, SimCLR on the domain, MICLe (spec 1.1)
+MAX_REPLICATES = 100_000  # of a bootstrap
+SPECIFICITY = 0.9  # at which sensitivities are reported
 MAX_LOOP_ITEMS = 50  # tasks in one fan-out; KFP's loop status gets slow beyond
 
 
@@ -475,13 +477,44 @@ class PredictConfig(Section):
         return self
 
 
-class CompareConfig(Section):
-    """Paired bootstrap (spec 3.7); every pair counts once in the correction for multiple comparisons."""
+class FamilyConfig(Section):
+    """Differences that are tested together; an empty list means all that there are."""
 
-    pairs: tuple[tuple[Name, Name], ...] = ()
-    num_replicates: int = Field(1000, ge=100, le=100_000)
+    name: str = Field(min_length=1)
+    pairs: tuple[tuple[str, str], ...] = ()  # in either order
+    label_fractions: tuple[Fraction, ...] = ()
+    metrics: tuple[str, ...] = ()  # with their k: mean_auc, top_3_accuracy
+    datasets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+
+    def overlaps(self, other: "FamilyConfig") -> bool:
+        """Whether a difference can belong to both."""
+        return all(not a or not b or a & b for a, b in zip(self._keys, other._keys, strict=True))
+
+    @property
+    def _keys(self) -> tuple[Set[Hashable], ...]:
+        pairs = {frozenset(pair) for pair in self.pairs}
+        return pairs, set(self.label_fractions), set(self.metrics), set(self.datasets), set(self.splits)
+
+
+class CompareConfig(Section):
+    """Evaluation, and differences by paired bootstrap (spec 3.7). An arm stands for itself, a group for its best arm.
+
+    More replicates than `num_replicates` are drawn where as many comparisons as a family has could else never be
+    significant.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    num_replicates: int = Field(1000, ge=100, le=MAX_REPLICATES)
+    max_replicates: int = Field(MAX_REPLICATES, ge=100, le=MAX_REPLICATES)
     alpha: float = Field(0.05, gt=0, lt=0.5)
     resampling_units: tuple[Literal["patient", "image", "case"], ...] = ("patient", "image")
+    # What p values are adjusted for; () for the pairs of each data set, split, label fraction and draw in the primary
+    # metric.
+    families: tuple[FamilyConfig, ...] = ()
+    # [arm, baseline]: at which label fraction the arm is as good as the baseline with all labels.
+    label_efficiency: tuple[tuple[str, str], ...] = ()
+    specificity: float = Field(SPECIFICITY, gt=0, lt=1)  # at which sensitivities are reported
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -491,9 +524,29 @@ class CompareConfig(Section):
         if _has_repeats([frozenset(pair) for pair in self.pairs]):  # [b, a] is [a, b] with the other sign
             pairs = [list(pair) for pair in self.pairs]
             raise ValueError(f"compare.pairs: two arms may be compared once, in either order, found {pairs}")
+        listed = [list(pair) for pair in self.label_efficiency]
+        if _has_repeats(self.label_efficiency) or any(arm == baseline for arm, baseline in listed):
+            raise ValueError(f"compare.label_efficiency: name [arm, baseline], two arms, each once, found {listed}")
+        if self.max_replicates < self.num_replicates:
+            raise ValueError(
+                f"compare.max_replicates must be num_replicates ({self.num_replicates}) or more, "
+                f"found {self.max_replicates}"
+            )
         if not self.resampling_units or _has_repeats(self.resampling_units):
             found = list(self.resampling_units)
             raise ValueError(f'compare.resampling_units must be "patient", "image" (or "case") or both, found {found}')
+        return self
+
+    @model_validator(mode="after")
+    def _families_are_disjoint(self) -> Self:
+        if _has_repeats(names := [family.name for family in self.families]):
+            raise ValueError(f"compare.families: names must be distinct, found {names}")
+        for one, other in combinations(self.families, 2):
+            if one.overlaps(other):
+                raise ValueError(
+                    f'compare.families: a difference could belong to "{one.name}" and to "{other.name}"; '
+                    "name pairs, label_fractions, metrics, datasets or splits so that it belongs to one"
+                )
         return self
 
 
@@ -658,13 +711,29 @@ class Study(Section):
                 f"compare.resampling_units: {strange} do not exist in a study of {self.task.kind}; "
                 f"possible: patient, {own}"
             )
-        for pair in self.compare.pairs:
-            if unknown := sorted(set(pair) - self.comparable):
-                raise ValueError(f"compare.pairs: {unknown} are not among the arms {sorted(self.comparable)}")
+        self._check_comparisons()
         for level, count in (("pretraining", len(runs)), ("arms", len(arms)), ("external", len(self.external))):
             if count > MAX_LOOP_ITEMS:
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")
         return self
+
+    def _check_comparisons(self) -> None:
+        """What is compared exists, and families hold pairs that are compared."""
+        compare = self.compare
+        for key, pairs in (("pairs", compare.pairs), ("label_efficiency", compare.label_efficiency)):
+            if unknown := sorted({name for pair in pairs for name in pair} - self.comparable):
+                raise ValueError(f"compare.{key}: {unknown} are not among the arms {sorted(self.comparable)}")
+        compared = {frozenset(pair) for pair in compare.pairs}
+        sets = {one.name for one in (self.data, *self.external)}
+        for family in compare.families:
+            foreign: list[object] = [list(pair) for pair in family.pairs if frozenset(pair) not in compared]
+            foreign += sorted(set(family.label_fractions) - set(self.finetune.label_fractions))
+            foreign += sorted(set(family.datasets) - sets) + sorted(set(family.splits) - {"test", "external"})
+            if foreign:
+                raise ValueError(
+                    f'compare.families: "{family.name}" names {foreign}; expected pairs of compare.pairs, label '
+                    f"fractions of finetune.label_fractions, data sets of {sorted(sets)}, splits test and external"
+                )
 
     def _check_pretraining(self) -> None:
         """Runs start from what exists before them, see a set that is there, and MICLe comes last (spec 1.1)."""
@@ -742,6 +811,15 @@ def _check_precision(what: str, precision: Precision, image_size_px: int) -> Non
         )
 
 
+def arm_groups(arms: Sequence[ArmConfig]) -> dict[str, list[str]]:
+    """The names of the arms of each group of variants, in the order of the study."""
+    groups: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.group:
+            groups.setdefault(arm.group, []).append(arm.name)
+    return groups
+
+
 def _unique(what: str, names: Sequence[str]) -> set[str]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{what}: names must be distinct, found twice: {doubled}")
@@ -764,6 +842,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file of moderate size.
+
+    Args:
+        path: The file.
+        what: It is, in error messages: "study file".
+
+    Raises:
+        ConfigError: The file is absent, too large, or no YAML.
+    """
+    try:
+        # Asked before opening: to open a named pipe would wait for a writer.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_STUDY_BYTES:
+            raise OSError(errno.EINVAL, "it is no regular file of at most 1 MiB")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path.name} not found; see pipelines/studies/") from None
+    except OSError as error:  # its own text holds the path
+        raise ConfigError(f"{what} {path.name} cannot be read: {error.strerror}; give a YAML file") from None
+    except _NO_YAML as error:
+        raise ConfigError(f"{what} {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study file.
 
@@ -775,18 +877,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: The file is absent, no YAML, or does not describe a study. One line a problem.
     """
-    try:
-        # Asked before opening: to open a named pipe would wait for a writer.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_STUDY_BYTES:
-            raise OSError(errno.EINVAL, "it is no regular file of at most 1 MiB")
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"study file {path.name} not found; see pipelines/studies/") from None
-    except OSError as error:  # its own text holds the path
-        raise ConfigError(f"study file {path.name} cannot be read: {error.strerror}; give a YAML file") from None
-    except _NO_YAML as error:
-        raise ConfigError(f"study file {path.name} cannot be read as YAML: {_one_line(str(error))}") from None
+    raw = read_yaml(path, "study file")
     if raw is None:
         raise ConfigError(f"study file {path.name} is empty; see pipelines/studies/")
     if not isinstance(raw, dict):

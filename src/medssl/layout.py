@@ -21,6 +21,7 @@ MODELS = "models.json"
 PREDICTIONS = "predictions.parquet"
 ARMS = "arms.parquet"
 METRICS = "metrics.parquet"
+CALIBRATION = "calibration.parquet"
 REPORT = "index.html"
 
 # Roles of an external set's artifacts among the inputs of a step, before the set's name.

@@ -1,7 +1,8 @@
-"""Metrics of predictions against the truth: the only module that imports scikit-learn.
+"""Metrics of predictions against the truth.
 
 A metric that the data cannot define (a finding without negatives) is None with a reason, never NaN and never
-an error: rare findings and small subgroups meet this case in ordinary use.
+an error: rare findings and small subgroups meet this case in ordinary use. Where scikit-learn has the metric its value
+is the same to 1e-12; one sort of the scores serves all metrics that rank units, where scikit-learn sorts for each.
 
 Shape suffixes: N units, C classes. Truth is float: 1, 0, or NaN where not known.
 """
@@ -68,35 +69,76 @@ class Evaluation:
     reason: str
 
 
-def auc(y_true: Floats, y_score: Floats) -> float | None:
-    """Area under the ROC curve; a tie between a positive and a negative counts one half.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Units by score: how many a threshold calls positive, rightly and wrongly. Tied units pass it together.
+
+    Attributes:
+        true_positives: At each different score, from the highest, the positives that score as much; shape (T,).
+        false_positives: The negatives that score as much; shape (T,).
+        n_units: Units with a known truth.
+        n_positive: Positives among them.
+    """
+
+    true_positives: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    n_units: int
+    n_positive: int
+
+    def auc(self) -> Evaluation:
+        """Area under the ROC curve; a tie between a positive and a negative counts one half."""
+        before = np.concatenate([[0], self.true_positives[:-1]])
+        passed = np.diff(self.false_positives, prepend=0)
+        # Twice the area in whole numbers: the quotient is the only rounding.
+        twice = int(np.sum(passed * (before + self.true_positives)))
+        return self._evaluation(twice, 2 * self.n_positive * (self.n_units - self.n_positive))
+
+    def average_precision(self) -> Evaluation:
+        """Precision at each threshold, weighted by the share of the positives that it adds; no interpolation."""
+        found = np.diff(self.true_positives, prepend=0)
+        precision = self.true_positives / (self.true_positives + self.false_positives)
+        return self._evaluation(float(np.sum(found * precision)), self.n_positive)
+
+    def sensitivity(self, *, specificity: float) -> Evaluation:
+        """Largest sensitivity over the thresholds that keep at least this specificity, in 0-1; no interpolation."""
+        num_negatives = max(1, self.n_units - self.n_positive)
+        num_points = int(np.count_nonzero(1 - self.false_positives / num_negatives >= specificity))
+        return self._evaluation(int(self.true_positives[num_points - 1]) if num_points else 0, self.n_positive)
+
+    def _evaluation(self, numerator: float, denominator: int) -> Evaluation:
+        counts = (("positives", self.n_positive), ("negatives", self.n_units - self.n_positive))
+        missing = [name for name, count in counts if count == 0]
+        value = None if missing else float(numerator / denominator)
+        return Evaluation(value, self.n_units, self.n_positive, f"no {' and no '.join(missing)}" if missing else "")
+
+
+def rank(y_true: Floats, y_score: Floats) -> Ranking:
+    """Sort units by score.
 
     Args:
         y_true: Shape (n,), 1 positive, 0 negative, NaN not known: such units are left out.
         y_score: Shape (n,), finite; higher means more likely positive.
-
-    Returns:
-        A value in 0-1, or None when no positive or no negative is left.
     """
-    return evaluate_auc(y_true, y_score).value
+    known = ~np.isnan(y_true)
+    order = np.argsort(-y_score[known], kind="stable")
+    truth, scores = y_true[known][order] == 1, y_score[known][order]
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1) if scores.size else np.empty(0, int)
+    true_positives = np.cumsum(truth, dtype=np.int64)[last_of_tie]
+    return Ranking(true_positives, 1 + last_of_tie - true_positives, truth.size, int(np.count_nonzero(truth)))
 
 
 def evaluate_auc(y_true: Floats, y_score: Floats) -> Evaluation:
-    """`auc` with its counts, and with the reason where it is not defined."""
-    known = ~np.isnan(y_true)
-    truth = y_true[known]
-    n_units, n_positive = truth.size, int(np.count_nonzero(truth == 1))
-    missing = [name for name, n in (("positives", n_positive), ("negatives", n_units - n_positive)) if n == 0]
-    if missing:
-        return Evaluation(None, n_units, n_positive, f"no {' and no '.join(missing)}")
-    # Imported here: it takes a second, and most stages that import this module's dataclass never need it.
-    from sklearn.metrics import roc_auc_score
-
-    return Evaluation(float(roc_auc_score(truth, y_score[known])), n_units, n_positive, "")
+    """Area under the ROC curve; arguments as `rank`."""
+    return rank(y_true, y_score).auc()
 
 
-def mean_auc(per_class: Mapping[str, Evaluation]) -> Evaluation:
-    """Plain mean of the AUCs of the classes where it is defined (the paper's mean AUC over five findings).
+def auc(y_true: Floats, y_score: Floats) -> float | None:
+    """The value of `evaluate_auc`."""
+    return evaluate_auc(y_true, y_score).value
+
+
+def class_mean(per_class: Mapping[str, Evaluation]) -> Evaluation:
+    """Plain mean of a metric over the classes where it is defined (the paper's mean AUC over five findings).
 
     Args:
         per_class: Class name to its evaluation.
@@ -126,7 +168,7 @@ def primary(y_true_NC: Floats, y_score_NC: Floats, *, kind: str, classes: Sequen
     """
     if kind == "case":
         return top_k_accuracy(y_true_NC, y_score_NC, k=1)
-    return mean_auc({name: evaluate_auc(y_true_NC[:, c], y_score_NC[:, c]) for c, name in enumerate(classes)})
+    return class_mean({name: evaluate_auc(y_true_NC[:, c], y_score_NC[:, c]) for c, name in enumerate(classes)})
 
 
 def top_k_hits(y_true_NC: Floats, y_score_NC: Floats, *, k: int) -> Floats:
@@ -175,17 +217,8 @@ def top_k_sensitivity(y_true_NC: Floats, y_score_NC: Floats, *, k: int) -> list[
     return [_share(recalls_N, k, y_true_NC.shape[1], "no positives") for recalls_N in recalls_NC.T]
 
 
-def mean_top_k_sensitivity(per_class: Mapping[str, Evaluation]) -> Evaluation:
-    """Plain mean over the named conditions where it is defined: `OTHER` is left out (supplement B.1.1).
-
-    With k = 1 and one condition a case it is the balanced accuracy over these conditions. Counts and `reason` as
-    `mean_auc`.
-    """
-    return mean_auc({name: per_class[name] for name in named(list(per_class))})
-
-
 def named(classes: Sequence[str]) -> list[str]:
-    """The classes that stand for one condition each: all but `OTHER`."""
+    """The classes that stand for one condition each: all but `OTHER`, which no mean holds (supplement B.1.1)."""
     return [name for name in classes if name != OTHER]
 
 

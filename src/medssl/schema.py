@@ -210,7 +210,11 @@ METRICS = _table(
         "ci_low?": _REAL,
         "ci_high?": _REAL,
         "p?": _REAL,
-        "p_adjusted?": _REAL,
+        "p_adjusted?": _REAL,  # by Holm's method
+        "p_fdr?": _REAL,  # by Benjamini's and Hochberg's
+        "delong_low?": _REAL,  # of AUCs, without resampling: a cross-check
+        "delong_high?": _REAL,
+        "delong_p?": _REAL,
         "family": _TEXT,
         "n_units": pa.int64(),
         "n_patients": pa.int64(),
@@ -219,9 +223,42 @@ METRICS = _table(
         "reason": _TEXT,
     },
 )  # fmt: skip
+CALIBRATION = _table(
+    "calibration",
+    ("dataset", "split", "arm_id", "label_fraction", "draw", "class", "bin"),
+    {
+        "dataset": _TEXT,
+        "split": _TEXT,
+        "arm_id": _TEXT,
+        "label_fraction": _REAL,
+        "draw": pa.int32(),
+        "class": _TEXT,  # "" for the class with the highest score of a case
+        "bin": pa.int32(),
+        "score_low": _REAL,  # excluded, but by the first bin
+        "score_high": _REAL,
+        "n_units": pa.int64(),
+        "mean_score?": _REAL,  # null in an empty bin
+        "share_positive?": _REAL,
+    },
+)
 
 TABLES: Mapping[str, TableSchema] = MappingProxyType(
-    {s.name: s for s in (INDEX, SOURCES, DUPLICATES, SPLIT_TABLE, SHARD, SCORES, HISTORY, PREDICTIONS, ARMS, METRICS)}
+    {
+        s.name: s
+        for s in (
+            INDEX,
+            SOURCES,
+            DUPLICATES,
+            SPLIT_TABLE,
+            SHARD,
+            SCORES,
+            HISTORY,
+            PREDICTIONS,
+            ARMS,
+            METRICS,
+            CALIBRATION,
+        )
+    }
 )
 
 

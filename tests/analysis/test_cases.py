@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from medssl import schema
-from medssl.analysis.compare import compare, holm
+from medssl.analysis.compare import compare
+from medssl.analysis.multiplicity import holm
 from medssl.analysis.resampling import resample_weights
 from medssl.analysis.runs import ROW_KEY
 from medssl.analysis.subgroups import analyze
@@ -91,7 +92,11 @@ def test_every_run_has_each_metric_of_a_slow_count(predictions, metrics):
         assert rows["top_k_accuracy", 1, ""]["n_patients"] == len({case["patient"] for case in cases})
         with_it = [case for case in cases if "Melanoma" in case["truth"]]
         assert rows["top_k_sensitivity", 3, "Melanoma"]["n_units"] == len(with_it)
-        assert set(rows) == {*slow_metrics(cases), ("mean_auc", None, ""), *(("auc", None, c) for c in CONDITIONS)}
+        each = {"auc", "average_precision", "sensitivity_at_specificity_0.9", "brier"}
+        whole = {*(f"mean_{name}" for name in each), "mean_auc_with_other", "micro_auc"}
+        whole |= {"multiclass_brier", "top_label_ece"}
+        of_class = {(name, None, condition) for name, condition in product(each, CONDITIONS)}
+        assert set(rows) == {*slow_metrics(cases), *of_class, *((name, None, "") for name in whole)}
 
 
 @pytest.mark.parametrize("unit", ["patient", "case"])

@@ -23,7 +23,8 @@ def make_group(dataset, split, *, seed=0, num_patients=60, ease=1.0, classes=CLA
     else:
         y_true = (rng.random((patients.size, len(classes))) < 0.4).astype(float)
     noise = rng.normal(size=y_true.shape)
-    scores = {arm: skill * ease * y_true + noise + 0.3 * rng.normal(size=noise.shape) for arm, skill in arms.items()}
+    logits = {arm: skill * ease * y_true + noise + 0.3 * rng.normal(size=noise.shape) for arm, skill in arms.items()}
+    scores = {arm: 1 / (1 + np.exp(-logit)) for arm, logit in logits.items()}
     return {
         arm: Run(
             dataset=dataset, split=split, label_fraction=1.0, draw=0, arm_id=arm, repeat=0, is_selected=True,

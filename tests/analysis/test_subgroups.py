@@ -156,7 +156,7 @@ def test_a_group_without_negatives_is_not_evaluable_and_stays_out_of_the_gap(pre
     chosen = {"sex": "Male", "class": "Edema"}
     rows = [row | {"y_true": 1} if find([row], **chosen) else row for row in predictions]
     metrics = analyze(table(rows), **SETTINGS)
-    for row in find(metrics, subgroup="sex=Male", **{"class": "Edema"}):
+    for row in find(metrics, subgroup="sex=Male", metric="auc", **{"class": "Edema"}):
         assert (row["status"], row["estimate"], row["reason"]) == ("not_evaluable", None, "no negatives")
     assert {row["status"] for row in find(metrics, subgroup="sex=Male", metric="mean_auc")} == {"partial"}
     for gap in find(metrics, metric="mean_auc_gap", subgroup="sex"):
@@ -204,6 +204,21 @@ def test_a_difference_of_gaps_turns_its_sign_with_the_arms_and_is_none_between_e
     assert (one["estimate"], one["ci_low"]) == pytest.approx((-other["estimate"], -other["ci_high"]), abs=1e-12)
     assert one["p"] == other["p"] <= 1
     assert (same["estimate"], same["ci_low"], same["ci_high"], same["p"]) == (0, 0, 0, 1)
+
+
+def test_a_group_of_arms_is_compared_by_the_arm_that_validation_chose(predictions):
+    # On validation Random is made the better one.
+    other = {"MICLe": "Random", "Random": "MICLe"}
+    validation = [row | {"split": "validation", "arm_id": other[row["arm_id"]]} for row in predictions]
+    external = [row | {"split": "external", "dataset": "elsewhere"} for row in predictions]
+    pairs = [("all of them", "MICLe"), ("Random", "MICLe")]
+    groups = {"all of them": ["MICLe", "Random"]}
+    settings = SETTINGS | {"by": ["sex"], "arm_pairs": pairs, "arm_groups": groups}
+    metrics = analyze(table(predictions + validation + external), **settings)
+    for metric in ("mean_auc_gap_difference", "mean_auc_drop"):
+        found = [row for row in find(metrics, metric=metric, arm_b="MICLe") if row["subgroup"] in ("all", "sex")]
+        assert {row["arm_a"] for row in found} == {"all of them", "Random"}
+        assert len({(row["dataset"], row["estimate"], row["ci_low"], row["p"]) for row in found}) == len(found) / 2
 
 
 def test_a_pair_with_an_attribute_that_is_the_same_for_all_says_so(predictions):

@@ -70,6 +70,20 @@ def test_arms_that_need_what_is_absent_are_left_out_with_all_that_leads_to_them(
     assert Study.model_validate(left.dump()) == left
 
 
+def test_families_lose_pairs_of_what_is_absent_and_go_with_their_last() -> None:
+    given = study().model_dump()
+    names = (("gone", [["bought", "alone"]]), ("part", [["bought", "alone"], ["random", "alone"]]), ("all", []))
+    families = [{"name": name, "pairs": pairs, "metrics": [name]} for name, pairs in names]
+    given["compare"] |= {"families": families, "label_efficiency": [["micle", "random"], ["alone", "random"]]}
+    left = without(Study.model_validate(given), {"bought": "none is given", "natural": "the folder is not there"})
+    assert [(family.name, family.pairs) for family in left.compare.families] == [
+        ("part", (("random", "alone"),)),
+        ("all", ()),
+    ]
+    assert left.compare.label_efficiency == (("alone", "random"),)
+    assert Study.model_validate(left.dump()) == left
+
+
 def test_a_study_of_which_everything_is_there_is_left_alone() -> None:
     assert without(study(), {}) == study()
 

@@ -21,7 +21,7 @@ COUNTED = (
     "of conditions that are not told apart."
 )
 MEANS = (
-    f'Mean sensitivities average the named conditions, without "{OTHER}"; the mean AUC averages every class, each '
+    f'Mean sensitivities and the mean AUC average the named conditions, without "{OTHER}"; an AUC is that of one class '
     "against all others."
 )
 

@@ -1,6 +1,6 @@
 """Rows of the metrics table about gaps between groups: of each arm, and the difference between two arms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,10 +95,20 @@ def gap_rows(
     compared: Comparable,
     runs: Sequence[Run],
     *,
+    place: Mapping[str, int],
     arm_pairs: Sequence[tuple[str, str]],
     settings: Bootstrap,
 ) -> list[Row]:
-    """The gap of each run, corrected and raw, and the difference of the gaps of each pair of arms."""
+    """The gap of each run, corrected and raw, and the difference of the gaps of each pair of arms.
+
+    Args:
+        partition: The units by attribute.
+        compared: Its groups.
+        runs: Of the arms, on these units.
+        place: Name of each arm, and of each group of arms, to the place of the run that stands for it.
+        arm_pairs: Names of arms or groups of arms.
+        settings: Of the bootstrap.
+    """
     primary, first = PRIMARY[runs[0].unit_kind], runs[0]
     base = {"metric": f"{primary.name}_gap", "k": primary.k, "subgroup": partition.name, "repeat": "selected"}
     if not compared.groups:
@@ -128,13 +138,14 @@ def gap_rows(
         numbers = {"estimate": gap.shown, "ci_low": gap.ci_low, "ci_high": gap.ci_high, "p": float(p_value)}
         rows.append(run.name_row() | base | numbers | {"reason": _joined(raw_row["reason"], lacking)})
     base |= {"metric": f"{primary.name}_gap_difference", "reason": _joined(compared.note, lacking)}
-    place = {run.arm_id: m for m, run in enumerate(runs)}
-    pairs = [(place[a], place[b]) for a, b in arm_pairs if a in place and b in place]
-    draws = {m: gaps.resampled_gaps(estimates_MG[m], errors_MRG[m]) for m in {m for pair in pairs for m in pair}}
+    pairs = [(a, b) for a, b in arm_pairs if a in place and b in place]
+    used = {place[name] for pair in pairs for name in pair}
+    draws = {m: gaps.resampled_gaps(estimates_MG[m], errors_MRG[m]) for m in used}
     for a, b in pairs:
-        low, high, p = gaps.difference_interval(draws[a], draws[b], alpha=settings.alpha)
-        numbers = {"estimate": found[a].corrected - found[b].corrected, "ci_low": low, "ci_high": high, "p": p}
-        rows.append(runs[a].name_row() | base | numbers | {"arm_b": runs[b].arm_id})
+        low, high, p = gaps.difference_interval(draws[place[a]], draws[place[b]], alpha=settings.alpha)
+        difference = found[place[a]].corrected - found[place[b]].corrected
+        numbers = {"estimate": difference, "ci_low": low, "ci_high": high, "p": p}
+        rows.append(first.name_row() | base | numbers | {"arm_a": a, "arm_b": b})
     return raw + rows
 
 

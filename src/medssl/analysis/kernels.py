@@ -57,6 +57,11 @@ def compiled(kernel: _Kernel) -> _Kernel:
     return cast(_Kernel, compiled)
 
 
+def inlined(kernel: _Kernel) -> _Kernel:
+    """A part of kernels; a call of a few lines costs as much as these."""
+    return cast(_Kernel, njit(forceinline=True, error_model="numpy")(kernel))
+
+
 def _instruction(generator: _Kernel) -> Callable[..., Any]:
     """What `generator` writes, callable from kernels without its first argument."""
     return cast(Callable[..., Any], intrinsic(generator))
@@ -189,7 +194,7 @@ def _count_pairs(
 # Resamples
 
 
-@compiled
+@inlined
 def _mixed(x: Whole) -> Whole:
     """SplitMix64's output function: a bijection of words of 64 bits."""
     x = (x ^ (x >> SHIFT_1)) * MIX_1
@@ -197,7 +202,7 @@ def _mixed(x: Whole) -> Whole:
     return x ^ (x >> SHIFT_3)
 
 
-@compiled
+@inlined
 def _below(bound: Whole, key: Whole, step: Whole) -> tuple[Whole, Whole, Whole]:
     """Exactly uniform below `bound` < 2**32 (Lemire 2019, algorithm 5), 32 more random bits, and the step reached."""
     while True:
@@ -295,7 +300,10 @@ def auc(count_CL: Counts, heaviest: int, code_K: Codes, tied_T: Codes, tie_end_G
         of_negative_L[:] = 0
         of_positive_L[:] = 0
         for k in range(begin, end):
-            _add(count_CL[tied_T[k] >> 1], of_positive_L if tied_T[k] & 1 else of_negative_L)
+            if tied_T[k] & 1:
+                _add(count_CL, tied_T[k] >> 1, of_positive_L)
+            else:
+                _add(count_CL, tied_T[k] >> 1, of_negative_L)
         for lane in range(LANES):
             tie_L[lane] += of_negative_L[lane] * of_positive_L[lane]
         begin = end
@@ -305,10 +313,11 @@ def auc(count_CL: Counts, heaviest: int, code_K: Codes, tied_T: Codes, tie_end_G
         value_L[lane] = (2 * pair_L[lane] - tie_L[lane]) / num_pairs if num_pairs else np.nan
 
 
-@compiled
-def _add(row_L: Counts, sum_L: Any) -> None:
+@inlined
+def _add(count_CL: Counts, cluster: int, sum_L: Any) -> None:
+    """Add a row of counts."""
     for lane in range(LANES):
-        sum_L[lane] += row_L[lane]
+        sum_L[lane] += count_CL[cluster, lane]
 
 
 @compiled
@@ -319,7 +328,10 @@ def average_precision(count_CL: Counts, code_K: Codes, end_G: Ints, value_L: Dou
     for g in range(len(end_G) - 1, -1, -1):
         begin, end = end_G[g - 1] if g else 0, end_G[g]
         for k in range(begin, end):
-            _add(count_CL[code_K[k] >> 1], own_L if code_K[k] & 1 else false_L)
+            if code_K[k] & 1:
+                _add(count_CL, code_K[k] >> 1, own_L)
+            else:
+                _add(count_CL, code_K[k] >> 1, false_L)
         if code_K[end - 1] & 1:  # a group's positives come last
             for lane in range(LANES):
                 true_L[lane] += own_L[lane]
@@ -336,7 +348,10 @@ def sensitivity(count_CL: Counts, code_K: Codes, end_G: Ints, specificity: float
     """Largest sensitivity of a threshold whose specificity is `specificity` or more; NaN where either is undefined."""
     true_L, false_L = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     for code in code_K:
-        _add(count_CL[code >> 1], true_L if code & 1 else false_L)
+        if code & 1:
+            _add(count_CL, code >> 1, true_L)
+        else:
+            _add(count_CL, code >> 1, false_L)
     positive_L, negative_L, allowed_L = true_L.copy(), false_L.copy(), np.zeros(LANES, np.int32)
     for lane in range(LANES):
         if negative_L[lane]:
@@ -347,10 +362,14 @@ def sensitivity(count_CL: Counts, code_K: Codes, end_G: Ints, specificity: float
     for g in range(len(end_G) - 1, -1, -1):
         begin, end = end_G[g - 1] if g else 0, end_G[g]
         for k in range(begin, end):
-            _add(count_CL[code_K[k] >> 1], true_L if code_K[k] & 1 else false_L)
+            if code_K[k] & 1:
+                _add(count_CL, code_K[k] >> 1, true_L)
+            else:
+                _add(count_CL, code_K[k] >> 1, false_L)
         if code_K[end - 1] & 1:  # a group's positives come last
             for lane in range(LANES):
-                reached_L[lane] = true_L[lane] if false_L[lane] <= allowed_L[lane] else reached_L[lane]
+                # A product, because a choice would not be made for all lanes at once.
+                reached_L[lane] = max(reached_L[lane], true_L[lane] * (false_L[lane] <= allowed_L[lane]))
     for lane in range(LANES):
         is_defined = positive_L[lane] > 0 and negative_L[lane] > 0
         value_L[lane] = reached_L[lane] / positive_L[lane] if is_defined else np.nan
@@ -377,10 +396,10 @@ def calibration_error(
     """Sum over bins of |sum of weights times (truth - score)|, over the sum of weights; NaN without a unit."""
     sum_BL, weight_L = np.zeros((num_bins, LANES)), np.zeros(LANES, np.int64)
     for k in range(len(cluster_K)):
-        row_L, sum_L, excess = count_CL[cluster_K[k]], sum_BL[bin_K[k]], excess_K[k]
+        cluster, b, excess = cluster_K[k], bin_K[k], excess_K[k]
         for lane in range(LANES):
-            sum_L[lane] += excess * row_L[lane]
-        _add(row_L, weight_L)
+            sum_BL[b, lane] += excess * count_CL[cluster, lane]
+        _add(count_CL, cluster, weight_L)
     value_L[:] = 0
     for b in range(num_bins):
         for lane in range(LANES):
@@ -390,14 +409,40 @@ def calibration_error(
 
 
 @compiled
-def fingerprints(bits_NP: Keys, value_N: Keys) -> None:
-    """A word for each row, equal for equal rows and different for different ones but by a chance of 2**-64."""
-    for i in range(len(bits_NP)):
-        value = ONE
-        for bits in bits_NP[i]:
-            value = (value ^ bits ^ (bits >> HALF_WORD)) * MIX_1
-            value ^= value >> HALF_WORD
-        value_N[i] = value
+def are_yes_or_no(hits_MNS: Doubles, found_S: NDArray[np.bool_]) -> None:
+    """Write which shares have no numbers but 0 and 1."""
+    found_S[:] = True
+    for hits_NS in hits_MNS:
+        for hits_S in hits_NS:
+            for s in range(len(found_S)):
+                hit = hits_S[s]
+                found_S[s] &= (hit == 0) | (hit == 1) | (hit != hit)
+
+
+@compiled
+def fingerprints(bits_MNS: Keys, value_N: Keys) -> None:
+    """A word for each unit, equal for equal units and different for different ones but by a chance of 2**-64."""
+    value_N[:] = ONE
+    for bits_NS in bits_MNS:
+        for i in range(len(value_N)):
+            value = value_N[i]
+            for bits in bits_NS[i]:
+                value = (value ^ bits ^ (bits >> HALF_WORD)) * MIX_1
+                value ^= value >> HALF_WORD
+            value_N[i] = value
+
+
+@compiled
+def are_equal(bits_MNS: Keys, other_N: Ints) -> bool:
+    """Whether each unit is equal to the one that it names."""
+    for bits_NS in bits_MNS:
+        for i in range(len(other_N)):
+            difference = np.uint64(0)
+            for s in range(bits_NS.shape[1]):
+                difference |= bits_NS[i, s] ^ bits_NS[other_N[i], s]
+            if difference:
+                return False
+    return True
 
 
 @compiled
@@ -408,7 +453,7 @@ def cell_weights(count_CL: Counts, cluster_K: Codes, end_G: Ints, weight_GL: Cod
         weight_L = weight_GL[g]
         weight_L[:] = 0
         for k in range(begin, end_G[g]):
-            _add(count_CL[cluster_K[k]], weight_L)
+            _add(count_CL, cluster_K[k], weight_L)
         begin = end_G[g]
 
 
@@ -457,7 +502,7 @@ def order_by(score_K: Doubles) -> Codes:
     return order_K
 
 
-@compiled
+@inlined
 def _digit(word: Whole, digit: int) -> int:
     return int((word >> np.uint64(DIGIT_BITS * digit)) & DIGIT_MASK)
 

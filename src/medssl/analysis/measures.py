@@ -4,16 +4,31 @@ A row and its interval come from one list of measures, which says what each row 
 the full sample cannot disagree about what a row means.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medssl import metrics
+from medssl.analysis import calibration
 from medssl.analysis.bootstrap import Interval, Replicates, paired_bootstrap
+from medssl.analysis.parts import (
+    Part,
+    at_specificity,
+    calibrated,
+    evaluations,
+    of_all_classes,
+    resampled,
+    shares,
+    terms_of,
+)
+from medssl.analysis.quantities import AUC, RANKED
 from medssl.analysis.runs import ROW_KEY, Row, Run
-from medssl.metrics import PRIMARY, TOP_K, Evaluation
+from medssl.config import SPECIFICITY
+from medssl.metrics import OTHER, PRIMARY, TOP_K
 
 
 @dataclass(frozen=True)
@@ -24,50 +39,62 @@ class Measure:
         metric: As the metrics table names it.
         k: Of a top-k metric.
         class_name: "" for a metric over several classes.
-        quantities: Places, among the quantities of the bootstrap, of those that it is the mean of: C AUCs, then for
-            cases the top-k accuracies and, k by k, C sensitivities.
+        parts: What it is the mean of; one alone is the measure itself.
+        quantities: Places of the parts among the quantities of the bootstrap.
     """
 
     metric: str
     k: int | None
     class_name: str
+    parts: tuple[Part, ...]
     quantities: tuple[int, ...]
 
 
-def measures(run: Run) -> list[Measure]:
-    """What is measured on a run: of images AUCs, of cases top-k accuracies and sensitivities too (spec 3.1, 3.2)."""
-    classes = run.classes
-    found = [Measure("auc", None, name, (c,)) for c, name in enumerate(classes)]
-    found.append(Measure("mean_auc", None, "", tuple(range(len(classes)))))
-    if run.unit_kind != "case":
-        return found
-    found += [Measure("top_k_accuracy", k, "", (len(classes) + i,)) for i, k in enumerate(TOP_K)]
-    named = set(metrics.named(classes))
-    for i, k in enumerate(TOP_K):
-        start = len(classes) + len(TOP_K) + i * len(classes)
-        found += [Measure("top_k_sensitivity", k, name, (start + c,)) for c, name in enumerate(classes)]
-        averaged = tuple(start + c for c, name in enumerate(classes) if name in named)
-        found.append(Measure("mean_top_k_sensitivity", k, "", averaged))
-    return found
+def measures(run: Run, *, specificity: float = SPECIFICITY) -> list[Measure]:
+    """What is measured on a run, class by class and as a mean over the classes (spec 3.1, 3.2).
+
+    Means over conditions leave out `OTHER`; "mean_auc_with_other" is the one that does not, and "micro_auc" ranks the
+    named conditions of all cases together.
+    """
+    listed: list[tuple[str, int | None, str, tuple[Part, ...]]] = []
+    is_case = run.unit_kind == "case"
+    averaged = metrics.named(run.classes) if is_case else list(run.classes)
+    per_class: list[tuple[str, int | None]] = [("auc", None), ("average_precision", None)]
+    per_class += [(at_specificity(specificity), None), ("brier", None)]
+    per_class += [("top_k_sensitivity", k) for k in TOP_K] if is_case else [("ece", None)]
+    for metric, k in per_class:
+        of_class = {name: Part(metric, k, c) for c, name in enumerate(run.classes)}
+        listed += [(metric, k, name, (part,)) for name, part in of_class.items()]
+        listed.append((f"mean_{metric}", k, "", tuple(of_class[name] for name in averaged)))
+        if metric == "auc" and OTHER in of_class and is_case:
+            listed.append((f"mean_{metric}_with_other", k, "", tuple(of_class.values())))
+    listed += [(part.metric, part.k, "", (part,)) for part in of_all_classes(run)]
+    place = {part: q for q, part in enumerate(resampled(run, specificity))}
+    return [Measure(metric, k, name, parts, tuple(place[part] for part in parts)) for metric, k, name, parts in listed]
 
 
 def hits(run: Run) -> NDArray[np.float64]:
-    """The shares among the quantities of a run, shape (n, S): 1 or 0, NaN for a unit that the share leaves out."""
-    if run.unit_kind != "case":
-        return np.empty((run.units.size, 0))
-    accuracies = [metrics.top_k_hits(run.y_true, run.y_score, k=k) for k in TOP_K]
-    recalls = [metrics.top_k_recalls(run.y_true, run.y_score, k=k) for k in TOP_K]
-    return np.column_stack([*accuracies, *recalls])
+    """The shares among the quantities of a run, shape (n, S); NaN for a unit that the share leaves out."""
+    terms = terms_of(run)
+    return np.column_stack([terms[part] for part in shares(run)])
 
 
-def measure(run: Run) -> list[Row]:
+def measure(run: Run, *, specificity: float = SPECIFICITY) -> list[Row]:
     """Rows of one run, in the order of `measures`."""
-    evaluations = _evaluations(run)
-    # Units that each quantity counts.
-    counted = np.column_stack([~np.isnan(run.y_true), ~np.isnan(hits(run))])
+    values = evaluations(run, specificity)
+    terms = terms_of(run)
+    is_known = ~np.isnan(run.y_true)
+    _, patients = np.unique(run.patients, return_inverse=True)
     rows = []
-    for item, evaluation in zip(measures(run), evaluations, strict=True):
-        units = counted[:, item.quantities].any(axis=1)
+    for item in measures(run, specificity=specificity):
+        of_class = {run.classes[p.column]: values[p] for p in item.parts if p.column is not None}
+        single = item.class_name or not of_class
+        evaluation = values[item.parts[0]] if single else metrics.class_mean(of_class)
+        units = np.zeros(run.units.size, dtype=bool)
+        for part in item.parts:
+            # A share says itself which units it counts; all else needs the truth.
+            known = is_known.all(axis=1) if part.column is None else is_known[:, part.column]
+            units |= ~np.isnan(terms[part]) if part in terms else known
         rows.append(
             run.name_row()
             | {
@@ -76,7 +103,7 @@ def measure(run: Run) -> list[Row]:
                 "class": item.class_name,
                 "estimate": evaluation.value,
                 "n_units": int(units.sum()),
-                "n_patients": np.unique(run.patients[units]).size,
+                "n_patients": int(np.count_nonzero(np.bincount(patients[units]))),
                 "status": "not_evaluable" if evaluation.value is None else "partial" if evaluation.reason else "ok",
                 "reason": evaluation.reason,
             }
@@ -84,50 +111,56 @@ def measure(run: Run) -> list[Row]:
     return rows
 
 
-def _evaluations(run: Run) -> list[Evaluation]:
-    """The values of a run, in the order of `measures`."""
-    aucs = [metrics.evaluate_auc(run.y_true[:, c], run.y_score[:, c]) for c in range(len(run.classes))]
-    found = [*aucs, metrics.mean_auc(dict(zip(run.classes, aucs, strict=True)))]
-    if run.unit_kind != "case":
-        return found
-    found += [metrics.top_k_accuracy(run.y_true, run.y_score, k=k) for k in TOP_K]
-    for k in TOP_K:
-        sensitivities = metrics.top_k_sensitivity(run.y_true, run.y_score, k=k)
-        of_class = dict(zip(run.classes, sensitivities, strict=True))
-        found += [*sensitivities, metrics.mean_top_k_sensitivity(of_class)]
-    return found
+def is_primary(row: Mapping[str, Any], run: Run) -> bool:
+    """Whether a row is that by which things are decided; see `metrics.PRIMARY`."""
+    primary = PRIMARY[run.unit_kind]
+    return (row["metric"], row["k"]) == (primary.name, primary.k)
 
 
 def primary_row(rows: Iterable[Row], run: Run) -> Row:
-    """The row, of those of one run or one difference, by which things are decided; see `metrics.PRIMARY`."""
-    primary = PRIMARY[run.unit_kind]
-    return next(row for row in rows if (row["metric"], row["k"]) == (primary.name, primary.k))
+    """The row, of those of one run or one difference, by which things are decided."""
+    return next(row for row in rows if is_primary(row, run))
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Settings of every interval: replicates, one minus the level, seed."""
+    """Settings of every interval: replicates, one minus the level, seed, and the specificity of sensitivities."""
 
     num_replicates: int
     alpha: float
     seed: int
+    specificity: float = SPECIFICITY
 
     def replicates(self, runs: Sequence[Run], resampling_unit: str) -> Replicates:
         """The quantities of the runs on common resamples of patients, or else of their units."""
         first = runs[0]
         clusters = first.patients if resampling_unit == "patient" else np.arange(first.units.size)
-        return paired_bootstrap(
+        draw = partial(paired_bootstrap, num_replicates=self.num_replicates, seed=self.seed)
+        replicates = draw(
             first.y_true,
             np.stack([run.y_score for run in runs]),
             clusters,
-            num_replicates=self.num_replicates,
-            seed=self.seed,
+            ranked=RANKED,
+            specificity=self.specificity,
             hits=np.stack([hits(run) for run in runs]),
+            calibration=calibrated(runs),
+        )
+        if first.unit_kind != "case":
+            return replicates
+        # Each case once for each condition. Equal clusters and seed make equal resamples.
+        named = [first.classes.index(name) for name in metrics.named(first.classes)]
+        scores = np.stack([run.y_score[:, named].reshape(-1, 1) for run in runs])
+        micro = draw(first.y_true[:, named].reshape(-1, 1), scores, np.repeat(clusters, len(named)), ranked=(AUC,))
+        return replace(
+            replicates,
+            estimates=np.concatenate([replicates.estimates, micro.estimates], axis=1),
+            values=np.concatenate([replicates.values, micro.values], axis=2),
         )
 
     def intervals(self, replicates: Replicates, run: Run, a: int, b: int | None = None) -> list[Interval]:
         """Intervals of the rows of model `a`, or of `a` minus `b`, in the order of `measures`."""
-        return replicates.intervals(a, b, alpha=self.alpha, means=[item.quantities for item in measures(run)])
+        means = [item.quantities for item in measures(run, specificity=self.specificity)]
+        return replicates.intervals(a, b, alpha=self.alpha, means=means)
 
 
 def resampled_as(run: Run, resampling_unit: str) -> str:
@@ -162,3 +195,28 @@ def with_interval(row: Row, interval: Interval, resampled: str) -> Row:
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows in the order of their key; None comes first."""
     return sorted(rows, key=lambda row: [(value is not None, value) for value in (row[name] for name in ROW_KEY)])
+
+
+def reliability_rows(run: Run) -> list[Row]:
+    """The reliability curve of a run as rows of the calibration table, bin by bin; none without probabilities.
+
+    Of images one curve a finding, of cases that of the class with the highest score.
+    """
+    curves = {name: (run.y_true[:, c], run.y_score[:, c]) for c, name in enumerate(run.classes)}
+    if run.unit_kind == "case":
+        curves = {"": calibration.top_label(run.y_true, run.y_score)}
+    names = {name: getattr(run, name) for name in ("dataset", "split", "arm_id", "label_fraction", "draw")}
+    edges = calibration.edges()
+    rows = []
+    for class_name, (y_true, y_score) in curves.items():
+        if not calibration.are_probabilities(y_score):
+            continue
+        curve = calibration.reliability(y_true, y_score)
+        for b, count in enumerate(curve.n_units.tolist()):
+            rows.append(
+                names
+                | {"class": class_name, "bin": b, "score_low": edges[b], "score_high": edges[b + 1], "n_units": count}
+                | {"mean_score": curve.sum_score[b] / count if count else None}
+                | {"share_positive": curve.sum_positive[b] / count if count else None}
+            )
+    return rows

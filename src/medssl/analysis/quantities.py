@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.analysis.calibration import NUM_BINS, bins_of
 from medssl.analysis.resampling import Block
 
 Floats = NDArray[np.float64]
@@ -59,8 +60,8 @@ class Quantities:
 class Calibration:
     """Predictions whose expected calibration error is asked for, E of each model and unit.
 
-    The error is the sum over bins of equal width of |sum of w (truth - score)|, over the sum of all w; a bin holds its
-    lower edge, the last one 1 too (Naeini et al. 2015).
+    The error is the sum over bins of equal width of |sum of w (truth - score)|, over the sum of all w; which unit
+    lies in which bin, `bins_of` says (Naeini et al. 2015).
 
     Attributes:
         y_true: Shape (M, N, E): 1, 0, or NaN where a unit does not count. Models may differ: whether the class that
@@ -71,7 +72,7 @@ class Calibration:
 
     y_true: Floats
     y_score: Floats
-    num_bins: int = 15
+    num_bins: int = NUM_BINS
 
 
 def ranked_fills(
@@ -162,8 +163,7 @@ def calibration_fills(
         for e in range(order.num_calibrated):
             excess_N = y_true_NE[:, e] - y_score_NE[:, e]
             known_K = np.flatnonzero(~np.isnan(excess_N))
-            bin_K = (y_score_NE[known_K, e] * calibration.num_bins).astype(np.int32)
-            bin_K = np.minimum(bin_K, calibration.num_bins - 1, dtype=np.int32)
+            bin_K = bins_of(y_score_NE[known_K, e], calibration.num_bins).astype(np.int32)
             at = (m, order.calibration_error(e))
             yield partial(
                 _fill_calibration_error, at, cluster_N[known_K], bin_K, excess_N[known_K], calibration.num_bins
@@ -186,11 +186,17 @@ def _fill_calibration_error(
 
 def share_fills(order: Quantities, hits_MNS: Floats, cluster_N: NDArray[np.int32]) -> Iterator[Fill]:
     """What fills the shares: of yes or no together, and of other numbers, which hardly two units have in common."""
-    is_yes_or_no_S = ((hits_MNS == 0) | (hits_MNS == 1) | np.isnan(hits_MNS)).all(axis=(0, 1))
-    for chosen in (np.flatnonzero(is_yes_or_no_S), np.flatnonzero(~is_yes_or_no_S)):
-        if chosen.size:
-            places = [order.share(int(s)) for s in chosen]
-            yield _Shares.of(places, hits_MNS[:, :, chosen], cluster_N).fill
+    if not order.num_shares:
+        return
+    from medssl.analysis import kernels
+
+    hits_MNS, is_yes_or_no_S = np.ascontiguousarray(hits_MNS), np.empty(order.num_shares, np.bool_)
+    kernels.are_yes_or_no(hits_MNS, is_yes_or_no_S)
+    for is_chosen_S in (is_yes_or_no_S, ~is_yes_or_no_S):
+        if is_chosen_S.any():
+            places = [order.share(int(s)) for s in np.flatnonzero(is_chosen_S)]
+            chosen_MNS = hits_MNS if is_chosen_S.all() else np.compress(is_chosen_S, hits_MNS, axis=2)
+            yield _Shares.of(places, chosen_MNS, cluster_N).fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,10 +224,9 @@ class _Shares:
     @classmethod
     def of(cls, places: Sequence[int], hits_MNS: Floats, cluster_N: NDArray[np.int32]) -> "_Shares":
         """Find the cells of units."""
-        num_models, num_units, num_shares = hits_MNS.shape
-        value_NP = np.ascontiguousarray(hits_MNS.transpose(1, 0, 2)).reshape(num_units, num_models * num_shares)
-        first_G, cell_N = _cells(value_NP)
-        value_PG = value_NP[first_G].T
+        num_models, _, num_shares = hits_MNS.shape
+        first_G, cell_N = _cells(hits_MNS)
+        value_PG = hits_MNS[:, first_G].transpose(0, 2, 1).reshape(num_models * num_shares, first_G.size)
         factor_PG = np.concatenate([np.nan_to_num(value_PG), ~np.isnan(value_PG[:num_shares])])
         product_K, cell_K = np.nonzero(factor_PG)
         return cls(
@@ -248,13 +253,13 @@ class _Shares:
             value_MQL[m, self.places] = sums_SL / counted_SL
 
 
-def _cells(value_NP: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first unit of each set of equal rows, and the set of each row."""
+def _cells(hits_MNS: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first of the units of each cell, and the cell of each unit."""
     from medssl.analysis import kernels
 
-    bits_NP, print_N = value_NP.view(np.uint64), np.empty(len(value_NP), np.uint64)
-    kernels.fingerprints(bits_NP, print_N)
+    bits_MNS, print_N = hits_MNS.view(np.uint64), np.empty(hits_MNS.shape[1], np.uint64)
+    kernels.fingerprints(bits_MNS, print_N)
     _, first_G, cell_N = np.unique(print_N, return_index=True, return_inverse=True)
-    if not np.array_equal(bits_NP[first_G[cell_N]], bits_NP):  # two different rows with one fingerprint
-        first_G = cell_N = np.arange(len(value_NP))
+    if not kernels.are_equal(bits_MNS, first_G[cell_N]):  # two different units with one fingerprint
+        first_G = cell_N = np.arange(print_N.size)
     return first_G, cell_N

@@ -1,5 +1,6 @@
 """Predictions as runs: one fine-tuned model on one split, checked and arranged as units by classes."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ _WHOLE_COLUMNS = (
     "y_score",
     "is_selected",
 )
+# Predictions are the study's own, or a table that another program wrote.
+_REMEDY = "correct the table, or re-run predict if the study made it"
 # What patient_id stands for; a finer unit where the set names no patient.
 GROUP_KINDS = ("patient", "lesion", "image")
 # The first twelve columns of a metrics row are its key.
@@ -36,7 +39,10 @@ ROW_KEY = (
     *("dataset", "split", "metric", "k", "class", "subgroup", "arm_a", "arm_b"),
     *("label_fraction", "draw", "repeat", "resampling_unit"),
 )
-_VALUE_COLUMNS = ("estimate", "std", "ci_low", "ci_high", "p", "p_adjusted")
+_VALUE_COLUMNS = (
+    *("estimate", "std", "ci_low", "ci_high", "p", "p_adjusted", "p_fdr"),
+    *("delong_low", "delong_high", "delong_p"),
+)
 _EMPTY_ROW: Row = dict.fromkeys((*ROW_KEY, *_VALUE_COLUMNS)) | {
     "class": "",
     "subgroup": "all",
@@ -113,10 +119,10 @@ def _codes(column: "pa.ChunkedArray[Any]") -> tuple[NDArray[np.int64], list[Any]
 def _check_table(table: pa.Table) -> None:
     missing = sorted({*_WHOLE_COLUMNS, "y_true"} - set(table.column_names))
     if missing:
-        raise ValueError(f"predictions: columns {missing} are missing; re-run predict")
+        raise ValueError(f"predictions: columns {missing} are missing; {_REMEDY}")
     nulls = {name: n for name in _WHOLE_COLUMNS if (n := table[name].null_count)}
     if nulls:
-        raise ValueError(f"predictions: nulls where none are allowed, by column: {nulls}; re-run predict")
+        raise ValueError(f"predictions: nulls where none are allowed, by column: {nulls}; {_REMEDY}")
     for name, known in (("unit_kind", tuple(PRIMARY)), ("group_kind", GROUP_KINDS)):
         if wrong := len(set(table[name].unique().to_pylist()) - set(known)):
             raise ValueError(f"predictions: {wrong} values of {name} are unknown, expected one of {list(known)}")
@@ -139,11 +145,15 @@ def read_runs(predictions: pa.Table) -> list[Run]:
         return []
     coded = {name: _codes(predictions[name]) for name in (*_KEY_COLUMNS, "patient_id", "unit_kind", "group_kind")}
     keys = [coded[name] for name in _KEY_COLUMNS]
-    key = np.ravel_multi_index([codes for codes, _ in keys], [len(values) for _, values in keys])
+    sizes = [len(values) for _, values in keys]
+    if math.prod(sizes) >= 2**63:
+        named = dict(zip(_KEY_COLUMNS, sizes, strict=True))
+        raise ValueError(f"predictions: too many different values for one table, by column: {named}; part the table")
+    key = np.ravel_multi_index([codes for codes, _ in keys], sizes)
     order = np.argsort(key, kind="stable")
     repeated = int(np.count_nonzero(np.diff(key[order]) == 0))
     if repeated:
-        raise ValueError(f"predictions: {repeated} rows repeat a unit and class of their run; re-run predict")
+        raise ValueError(f"predictions: {repeated} rows repeat a unit and class of their run; {_REMEDY}")
     run_of_row = key[order] // (len(coded["unit_id"][1]) * len(coded["class"][1]))
     y_true, y_score = _truths_and_scores(predictions)
     selected = predictions["is_selected"].to_numpy()
@@ -162,7 +172,7 @@ def _truths_and_scores(predictions: pa.Table) -> tuple[NDArray[np.float64], NDAr
     bad_truths = np.count_nonzero(~np.isin(y_true, (0, 1)) & ~np.isnan(y_true))
     if bad_scores or bad_truths:
         raise ValueError(
-            f"predictions: {bad_scores} scores are not finite, {bad_truths} truths are not 0, 1 or null; re-run predict"
+            f"predictions: {bad_scores} scores are not finite, {bad_truths} truths are not 0, 1 or null; {_REMEDY}"
         )
     return y_true, y_score
 
@@ -209,7 +219,7 @@ def _check_cases(y_true_NC: NDArray[np.float64], where: str) -> None:
     if in_part or without:
         raise ValueError(
             f"{where}: {in_part} cases are labelled for some classes only and {without} hold no condition; expected "
-            "one condition or more of each labelled case: re-run predict"
+            f"one condition or more of each labelled case: {_REMEDY}"
         )
 
 
@@ -223,11 +233,11 @@ def _check_same_units(runs: Iterable[Run]) -> None:
             common = np.intersect1d(run.units, first.units).size
             raise ValueError(
                 f"{where} cover {first.units.size} and {run.units.size} units, {common} in common, in "
-                f"{len(first.classes)} and {len(run.classes)} classes; expected the same: re-run predict"
+                f"{len(first.classes)} and {len(run.classes)} classes; expected the same: {_REMEDY}"
             )
         differing = int((~((run.y_true == first.y_true) | (np.isnan(run.y_true) & np.isnan(first.y_true)))).sum())
         if differing or not np.array_equal(run.patients, first.patients):
-            raise ValueError(f"{where} differ in {differing} truths, or in the patients of units; re-run predict")
+            raise ValueError(f"{where} differ in {differing} truths, or in the patients of units; {_REMEDY}")
 
 
 def attributes_of(subgroup: str) -> tuple[str, ...]:
@@ -254,7 +264,8 @@ def selected_runs(runs: Iterable[Run]) -> list[dict[str, Run]]:
         if wrong:
             raise ValueError(
                 f"predictions on {key[0]}, {key[1]}, label fraction {key[2]}: expected one selected repeat "
-                f"of each arm, found {dict(list(wrong.items())[:5])}; re-run select and predict"
+                f"of each arm, found {dict(list(wrong.items())[:5])}; mark one with is_selected, or re-run select and "
+                "predict if the study made the table"
             )
         selected.append({arm_id: repeats[0] for arm_id, repeats in chosen.items()})
     return selected

@@ -29,8 +29,8 @@ def drops(
     The sets are independent, so patients of each are resampled apart, and in each all arms see the same resamples.
 
     Args:
-        groups: From `runs.selected_runs`.
-        arm_pairs: Arms (a, b).
+        groups: On each data set, split, label fraction and draw, the run of each arm or group of arms by its name.
+        arm_pairs: Of these names.
         settings: Of the bootstrap.
 
     Raises:
@@ -50,7 +50,7 @@ def drops(
     for external in of_split[EXTERNAL]:
         test = tests.get((_any(external).label_fraction, _any(external).draw), {})
         if arms := sorted(test.keys() & external.keys()):
-            rows += _rows([test[arm] for arm in arms], [external[arm] for arm in arms], arm_pairs, settings)
+            rows += _rows(arms, [test[arm] for arm in arms], [external[arm] for arm in arms], arm_pairs, settings)
     return rows
 
 
@@ -59,7 +59,11 @@ def _any(group: Mapping[str, Run]) -> Run:
 
 
 def _rows(
-    tests: Sequence[Run], externals: Sequence[Run], arm_pairs: Sequence[tuple[str, str]], settings: Bootstrap
+    names: Sequence[str],
+    tests: Sequence[Run],
+    externals: Sequence[Run],
+    arm_pairs: Sequence[tuple[str, str]],
+    settings: Bootstrap,
 ) -> list[Row]:
     """Drops of the same arms on two sets."""
     common = _common_classes(tests[0], externals[0])
@@ -67,12 +71,15 @@ def _rows(
         primary = PRIMARY[externals[0].unit_kind]
         base = {"metric": f"{primary.name}_drop", "k": primary.k, "repeat": "selected", "status": "not_evaluable"}
         reason = f"{tests[0].dataset} and {externals[0].dataset} have other classes or units"
-        return [run.name_row() | base | {"reason": reason} for run in externals]
+        return [externals[0].name_row() | base | {"arm_a": name, "reason": reason} for name in names]
     tests, externals = ([run.of_classes(common) for run in runs] for runs in (tests, externals))
     drop = _differences(tests, externals, settings)
-    items = measures(tests[0])
-    measured = [[measure(test), measure(external)] for test, external in zip(tests, externals, strict=True)]
-    place = {run.arm_id: m for m, run in enumerate(externals)}
+    items = measures(tests[0], specificity=settings.specificity)
+    measured = [
+        [measure(run, specificity=settings.specificity) for run in sides]
+        for sides in zip(tests, externals, strict=True)
+    ]
+    place = {name: m for m, name in enumerate(names)}
     absent = len(externals)  # the model without a drop
     pairs = [(place[a], place[b]) for a, b in arm_pairs if a in place and b in place]
     resampled = resampled_as(externals[0], "patient")
@@ -80,9 +87,9 @@ def _rows(
     for a, b in [*((m, absent) for m in place.values()), *pairs]:
         intervals = settings.intervals(drop, tests[0], a, b)
         for item, interval, *sides in zip(items, intervals, *measured[a], strict=True):
-            if item.quantities:
-                row = _drop_row(item, items, drop, a, sides) | ({"arm_b": externals[b].arm_id} if b != absent else {})
-                rows.append(with_interval(row | {"estimate": interval.estimate}, interval, resampled))
+            row = _drop_row(item, items, drop, a, sides) | {"arm_a": names[a], "estimate": interval.estimate}
+            row |= {"arm_b": names[b]} if b != absent else {}
+            rows.append(with_interval(row, interval, resampled))
     return rows
 
 
@@ -110,7 +117,7 @@ def _differences(tests: Sequence[Run], externals: Sequence[Run], settings: Boots
 
 def _drop_row(item: Measure, items: Sequence[Measure], drop: Replicates, model: int, sides: Sequence[Row]) -> Row:
     """The row of one metric without its estimate; what a mean leaves out, or why nothing is left, is said."""
-    class_of = {other.quantities[0]: other.class_name for other in items if other.class_name and other.quantities}
+    class_of = {other.quantities[0]: other.class_name for other in items if other.class_name}
     defined = {q: not np.isnan(drop.estimates[model, q]) for q in item.quantities}
     left_out = [class_of.get(q, "") for q, is_defined in defined.items() if not is_defined]
     external = sides[1]

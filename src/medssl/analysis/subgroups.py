@@ -10,6 +10,7 @@ a new sample would not, and pair patients of two groups who have nothing to do w
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from medssl.analysis import gap_rows, shift
 from medssl.analysis.bootstrap import Replicates
 from medssl.analysis.compare import Progress
+from medssl.analysis.contenders import fields
 from medssl.analysis.gap_rows import Group, assessed
 from medssl.analysis.measures import Bootstrap, measure, measures, primary_row, resampled_as, sort_rows, with_interval
 from medssl.analysis.partitions import Grouping, check_attributes, partitions
 from medssl.analysis.runs import Row, Run, read_runs, selected_runs
+from medssl.config import SPECIFICITY
 from medssl.metrics import PRIMARY
 
 Floats = NDArray[np.float64]
@@ -31,7 +34,7 @@ def _evaluate(runs: Sequence[Run], label: str, chosen: NDArray[np.bool_], least:
     """The runs on the units of one group; without values where it has fewer patients than `least`."""
     names = {"subgroup": label, "repeat": "selected"}
     parts = [run.subset(chosen) for run in runs]
-    rows = [[row | names for row in measure(part)] for part in parts]
+    rows = [[row | names for row in measure(part, specificity=settings.specificity)] for part in parts]
     n_patients = np.unique(parts[0].patients[~np.isnan(parts[0].y_true).all(axis=1)]).size
     if n_patients < least:
         reason = f"{n_patients} {runs[0].group_kind}s, at least {least} are needed"
@@ -74,6 +77,8 @@ def analyze(
     seed: int,
     attribute_pairs: Sequence[tuple[str, str]] = (),
     arm_pairs: Sequence[tuple[str, str]] = (),
+    arm_groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    specificity: float = SPECIFICITY,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Evaluate the selected run of each arm, label fraction and draw within subgroups (supplement B.1.6).
@@ -100,28 +105,36 @@ def analyze(
         alpha: 0.05 for 95 % intervals.
         seed: Of the resamples.
         attribute_pairs: Two of `by` each.
-        arm_pairs: Arms (a, b) whose gaps and drops are compared.
+        arm_pairs: Arms or groups of arms (a, b) whose gaps and drops are compared.
+        arm_groups: Name to arms that are variants of one method; validation chooses which stands for it.
+        specificity: At which sensitivities are reported, in 0-1.
         progress: Called with steps done, steps in all, and what is done.
 
     Raises:
         ValueError: For an unknown or repeated attribute, a pair of others, bad age edges, and as `compare.compare`.
     """
     check_attributes(predictions, by, attribute_pairs)
-    settings, grouping = Bootstrap(num_replicates, alpha, seed), Grouping(age_edges, skin_type_groups)
-    groups = selected_runs(read_runs(predictions))
-    num_steps = len(groups) * (len(by) + len(attribute_pairs))
+    settings = Bootstrap(num_replicates, alpha, seed, specificity)
+    grouping = Grouping(age_edges, skin_type_groups)
+    runs_of_all = read_runs(predictions)
+    selected_runs(runs_of_all)  # refuses an arm without a selected run, which would be passed over below
+    measured = {run: measure(run, specificity=specificity) for run in runs_of_all if run.is_selected}
+    found = fields(measured, arm_groups)
+    num_steps = len(found) * (len(by) + len(attribute_pairs))
     rows: list[Row] = []
     done = 0
-    for group in groups:
-        runs = list(group.values())
-        whole = assessed(measure(runs[0]), runs[0])
+    for field in found:
+        runs = field.runs
+        place = {name: field.place(name) for name in field.contenders}
+        whole = assessed(measured[runs[0]], runs[0])
         for partition in partitions(predictions, runs[0], grouping, by=by, attribute_pairs=attribute_pairs):
             labels = [] if partition.told_by else np.unique(partition.labels).tolist()
-            found = [_evaluate(runs, name, partition.labels == name, min_patients, settings) for name in labels]
-            rows += [row for one in found for of_run in one.rows for row in of_run]
-            compared = gap_rows.comparable(partition, found, runs[0], whole)
-            rows += gap_rows.gap_rows(partition, compared, runs, arm_pairs=arm_pairs, settings=settings)
+            groups = [_evaluate(runs, name, partition.labels == name, min_patients, settings) for name in labels]
+            rows += [row for group in groups for of_run in group.rows for row in of_run]
+            compared = gap_rows.comparable(partition, groups, runs[0], whole)
+            rows += gap_rows.gap_rows(partition, compared, runs, place=place, arm_pairs=arm_pairs, settings=settings)
             done += 1
             if progress:
                 progress(done, num_steps, f"grouped by {partition.name}")
-    return sort_rows(rows + shift.drops(groups, arm_pairs=arm_pairs, settings=settings))
+    named = [{name: one.run for name, one in field.contenders.items()} for field in found]
+    return sort_rows(rows + shift.drops(named, arm_pairs=arm_pairs, settings=settings))

@@ -1,15 +1,28 @@
 """The analysis stages, in pipeline order: right of the predictions there is no image and no torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from medssl import layout, schema
-from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig, WeightsConfig
+from medssl.config import (
+    ArmConfig,
+    CompareConfig,
+    EncoderConfig,
+    PretrainRun,
+    Study,
+    SubgroupConfig,
+    WeightsConfig,
+    arm_groups,
+)
 from medssl.metrics import PRIMARY, unit_kind
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def compare(
@@ -27,7 +40,6 @@ def compare(
     import pyarrow as pa
 
     from medssl.analysis import arms as arm_table
-    from medssl.analysis.compare import compare as compare_arms
     from medssl.progress import Progress
 
     artifacts = {str(a.summary["name"]): a for a in (store.open(uri, kind="predictions") for uri in predictions_uris)}
@@ -49,19 +61,33 @@ def compare(
                 step.folder / layout.ARMS,
             )
             bar = Progress("compare", 1, unit="cells")
-            rows = compare_arms(
-                predictions,
-                pairs=config.pairs,
-                num_replicates=config.num_replicates,
-                alpha=config.alpha,
-                resampling_units=config.resampling_units,
-                seed=config.seed,
-                progress=bar.of,
-            )
-            metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
-            schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
+            paths = (step.folder / layout.METRICS, step.folder / layout.CALIBRATION)
+            rows = write_comparison(predictions, config, *paths, groups=arm_groups(arms), progress=bar.of)
             step.finish("comparison", {"num_predictions": predictions.num_rows}, headline_metrics(rows))
     return step.result
+
+
+def write_comparison(
+    predictions: "pa.Table",
+    config: CompareConfig,
+    metrics_path: Path,
+    curves_path: Path,
+    *,
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Write the metrics of a table of predictions, and its reliability curves; returns the metrics."""
+    import pyarrow as pa
+
+    from medssl.analysis import compare
+    from medssl.analysis.runs import read_runs
+
+    runs = read_runs(predictions)
+    rows = compare.compare_runs(runs, **dict(config), groups=groups, progress=progress)
+    schema.write(pa.Table.from_pylist(rows, schema=schema.METRICS.columns), schema.METRICS, metrics_path)
+    curves = pa.Table.from_pylist(compare.reliability_curves(runs), schema=schema.CALIBRATION.columns)
+    schema.write(curves, schema.CALIBRATION, curves_path)
+    return rows
 
 
 def analyze_subgroups(
@@ -69,6 +95,8 @@ def analyze_subgroups(
     config: SubgroupConfig,
     *,
     arm_pairs: Sequence[tuple[str, str]],
+    groups: Mapping[str, Sequence[str]],
+    specificity: float,
     comparison_uri: str,
     code_version: str,
 ) -> steps.Made:
@@ -83,7 +111,12 @@ def analyze_subgroups(
         "analyze_subgroups",
         store=store,
         code_version=code_version,
-        config={"subgroups": config.dump(), "pairs": [list(pair) for pair in arm_pairs]},
+        config={
+            "subgroups": config.dump(),
+            "pairs": [list(pair) for pair in arm_pairs],
+            "groups": {name: list(arms) for name, arms in groups.items()},
+            "specificity": specificity,
+        },
         inputs={"comparison": comparison},
     ) as step:
         if step.made is None:
@@ -99,6 +132,8 @@ def analyze_subgroups(
                 seed=config.seed,
                 attribute_pairs=config.attribute_pairs,
                 arm_pairs=arm_pairs,
+                arm_groups=groups,
+                specificity=specificity,
                 progress=bar.of,
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)

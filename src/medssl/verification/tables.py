@@ -26,10 +26,11 @@ SCHEMAS: Mapping[str, schema.TableSchema] = MappingProxyType(
         layout.PREDICTIONS: schema.PREDICTIONS,
         layout.ARMS: schema.ARMS,
         layout.METRICS: schema.METRICS,
+        layout.CALIBRATION: schema.CALIBRATION,
     }
 )
 # Metrics that are a probability or a share: 0 to 1, a difference of two of them -1 to 1.
-_SHARES = re.compile("auc|accuracy|sensitivity|specificity")
+_SHARES = re.compile("auc|accuracy|sensitivity|specificity|precision|ece$")
 
 
 def check(found: Found) -> Iterator[Finding]:
@@ -87,8 +88,12 @@ def check_metrics(metrics: pa.Table, *, where: str) -> Iterator[Finding]:
             if not all(_ends(row)[0] <= row[c] <= _ends(row)[1] for c in _REALS if row[c] is not None)
         ],
         "interval ends before it begins": [row for row in rows if _both(row) and not row["ci_low"] <= row["ci_high"]],
-        "interval has one end": [row for row in rows if (row["ci_low"] is None) != (row["ci_high"] is None)],
-        "interval stands without an estimate": [row for row in rows if _both(row) and row["estimate"] is None],
+        "interval has one end": [
+            row for row in rows if (row["ci_low"] is None) != (row["ci_high"] is None) and row["status"] != "censored"
+        ],
+        "interval stands without an estimate": [
+            row for row in rows if _both(row) and row["estimate"] is None and row["status"] != "censored"
+        ],
         "p-value is not in 0 to 1, or its adjusted one is smaller": [row for row in rows if not _is_p(row)],
         "standard deviation is negative": [row for row in rows if row["std"] is not None and not row["std"] >= 0],
     }
@@ -120,10 +125,9 @@ def _inside(row: Mapping[str, Any]) -> bool:
 
 
 def _is_p(row: Mapping[str, Any]) -> bool:
-    p, adjusted = row["p"], row["p_adjusted"]
-    return all(0 <= value <= 1 for value in (p, adjusted) if value is not None) and (
-        p is None or adjusted is None or adjusted >= p
-    )
+    p, adjusted = row["p"], [row[name] for name in ("p_adjusted", "p_fdr") if row[name] is not None]
+    known = [value for value in (p, *adjusted, row["delong_p"]) if value is not None]
+    return all(0 <= value <= 1 for value in known) and (p is None or all(value >= p for value in adjusted))
 
 
 def _row(row: Mapping[str, Any]) -> str:
