@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medssl.code_version import stage_version
-from medssl.config import Study
+from medssl.config import Study, arm_groups
 
 # Module and function of each stage, in pipeline order; the KFP task has the same name with hyphens.
 STAGES: Mapping[str, str] = {
@@ -133,7 +133,12 @@ def make_plan(study: Study) -> Plan:
             "pretraining": [run.dump() for run in study.pretraining],
             "weights": [one.dump() for one in study.weights],
         },
-        "analyze_subgroups": study.subgroups.dump(),
+        "analyze_subgroups": {
+            "subgroups": study.subgroups.dump(),
+            "pairs": [list(pair) for pair in study.compare.pairs],
+            "groups": arm_groups(study.arms),
+            "specificity": study.compare.specificity,
+        },
         "write_report": study.dump()
         | {"data": data, "resources": {}}
         | {

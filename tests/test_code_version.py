@@ -176,7 +176,7 @@ def test_a_new_module_counts_once_it_is_imported(sources: Path) -> None:
         ("safetensors", TRAINING),
         ("apache-beam", {"write_shards"}),
         ("pillow", {"ingest", "write_shards"} | TRAINING),
-        ("scikit-learn", (TRAINING | ANALYSIS) - {"pretrain"}),
+        ("numba", TRAINING | {"compare", "analyze_subgroups"}),
         ("matplotlib", {"write_report"}),
         ("pydantic", ALL),
         ("mlflow", set()),

@@ -17,6 +17,7 @@ from medssl.config import (
     ShardConfig,
     SplitConfig,
     Study,
+    SubgroupConfig,
     digest,
     load_study,
     validate,
@@ -92,6 +93,10 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("compare.resampling_units=[image, image]", "resampling_units must be"),
         ("compare.resampling_units=[]", "resampling_units must be"),
         ("subgroups.by=[sex, site, sex]", "subgroups.by must name each attribute once"),
+        ("subgroups.pairs=[[sex, site]]", "subgroups.pairs must be .* of two of"),
+        ("subgroups.pairs=[[sex, sex]]", "subgroups.pairs must be"),
+        ("subgroups.pairs=[[sex, age_band], [age_band, sex]]", "each once in either order"),
+        ("subgroups.pairs=some", '"subgroups.pairs'),
         ("subgroups.skin_type_groups={light: ['1', '2'], dark: ['2']}", "each skin type once"),
         ("subgroups.skin_type_groups={light: []}", "each skin type once, one or more a group"),
         ("subgroups.age_edges=[60, 40]", "increasing ages"),
@@ -396,3 +401,14 @@ def test_a_study_of_conditions_has_defaults_of_its_own_which_its_file_may_overru
     )
     with pytest.raises(ValidationError, match="finetune\n  Field required"):
         Study.model_validate({key: section for key, section in raw.items() if key != "finetune"})
+
+
+def test_subgroups_cross_all_attributes_but_two_views_of_the_skin() -> None:
+    by = ("sex", "skin_type", "skin_type_group", "site")
+    crossed = SubgroupConfig(by=by).attribute_pairs
+    assert crossed == (
+        *(("sex", "skin_type"), ("sex", "skin_type_group"), ("sex", "site")),
+        *(("skin_type", "site"), ("skin_type_group", "site")),
+    )
+    assert SubgroupConfig(by=by, pairs=()).attribute_pairs == ()
+    assert SubgroupConfig(by=by, pairs=(("site", "sex"),)).attribute_pairs == (("site", "sex"),)

@@ -20,6 +20,7 @@ from medssl.config import (
     PretrainRun,
     Study,
     TaskConfig,
+    arm_groups,
     load_study,
 )
 from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
@@ -249,7 +250,13 @@ def _compare(call: Call) -> Made:
 
 def _analyze_subgroups(call: Call) -> Made:
     return analysis.analyze_subgroups(
-        call.store, call.study.subgroups, comparison_uri=call.uri("comparison"), code_version=call.code_version
+        call.store,
+        call.study.subgroups,
+        arm_pairs=call.study.compare.pairs,
+        groups=arm_groups(call.study.arms),
+        specificity=call.study.compare.specificity,
+        comparison_uri=call.uri("comparison"),
+        code_version=call.code_version,
     )
 
 

@@ -598,14 +598,15 @@ class CompareConfig(Section):
         return self
 
 
+Attribute = Literal["sex", "age_band", "view_position", "skin_type", "skin_type_group", "site"]
+
+
 class SubgroupConfig(Section):
     """Which subgroups are analysed (spec 3.5)."""
 
-    by: tuple[Literal["sex", "age_band", "view_position", "skin_type", "skin_type_group", "site"], ...] = (
-        "sex",
-        "age_band",
-        "view_position",
-    )
+    by: tuple[Attribute, ...] = ("sex", "age_band", "view_position")
+    # Also by two attributes at once: lists of two of `by`, or all that say something new.
+    pairs: Literal["all"] | tuple[tuple[Attribute, Attribute], ...] = "all"
     age_edges: tuple[Annotated[float, Field(ge=0)], ...] = AGE_EDGES_YEARS
     # Fitzpatrick types of each group of "skin_type_group". The paper names these four groups (supplement B.1.6) and
     # prints no map: it is inferred.
@@ -624,6 +625,12 @@ class SubgroupConfig(Section):
     def _distinct(self) -> Self:
         if _has_repeats(self.by):
             raise ValueError(f"subgroups.by must name each attribute once, found {list(self.by)}")
+        pairs = [list(pair) for pair in self.attribute_pairs]
+        if _has_repeats(list(map(frozenset, pairs))) or not all(self._crosses(*pair) for pair in pairs):
+            raise ValueError(
+                f'subgroups.pairs must be "all" or list pairs, each once in either order, of two of {list(self.by)} '
+                f"that do not come from one column, found {pairs}"
+            )
         edges = _as_named(self.age_edges)
         if not edges or any(low >= high for low, high in pairwise(edges)):
             raise ValueError(f"subgroups.age_edges must be increasing ages in years, found {list(self.age_edges)}")
@@ -632,6 +639,17 @@ class SubgroupConfig(Section):
             found = {name: list(group) for name, group in self.skin_type_groups.items()}
             raise ValueError(f"subgroups.skin_type_groups must name each skin type once, one or more a group: {found}")
         return self
+
+    @property
+    def attribute_pairs(self) -> tuple[tuple[Attribute, Attribute], ...]:
+        """Attributes that are crossed, two by two."""
+        if self.pairs == "all":
+            return tuple(pair for pair in combinations(self.by, 2) if self._crosses(*pair))
+        return self.pairs
+
+    def _crosses(self, a: Attribute, b: Attribute) -> bool:
+        """Whether groups by both are other ones than by either; a group of skin types holds all of each type."""
+        return {a, b} <= set(self.by) and a != b and {a, b} != {"skin_type", "skin_type_group"}
 
 
 class ReportConfig(Section):
@@ -847,7 +865,7 @@ class Study(Section):
         """The study as plain JSON types, but the folders of the data sets and the sections named."""
         settings = {key: value for key, value in self.dump().items() if key not in exclude}
         for data in (settings["data"], *settings["external"], *settings["pretraining_data"]):
-            del data["root"]
+            data.pop("root", None)
         return settings
 
     def for_records(self) -> dict[str, Any]:
@@ -855,7 +873,7 @@ class Study(Section):
         settings = self.without_roots(exclude=("resources", "report"))
         for data in (settings["data"], *settings["external"], *settings["pretraining_data"]):
             for key in NAMES_OF_FILES:
-                del data[key]
+                data.pop(key, None)
         return settings
 
 
@@ -864,6 +882,15 @@ def _check_precision(what: str, precision: Precision, image_size_px: int) -> Non
         raise ValueError(
             f"{what}: precision bf16 needs an image_size_px of {MIN_BF16_SIZE_PX} or more, found {image_size_px}"
         )
+
+
+def arm_groups(arms: Sequence[ArmConfig]) -> dict[str, list[str]]:
+    """The names of the arms of each group of variants, in the order of the study."""
+    groups: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.group:
+            groups.setdefault(arm.group, []).append(arm.name)
+    return groups
 
 
 def _unique(what: str, names: Sequence[str]) -> set[str]:
@@ -930,7 +957,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(f"study file {path.name}: expected sections with keys, found {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
-    if "not_run" in raw:
+    if raw.get("not_run"):
         raise ConfigError(f'{path.name}: "not_run" is found out when a study is run; remove it')
     return validate(Study, raw, path.name)
 

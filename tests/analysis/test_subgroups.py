@@ -7,8 +7,9 @@ import pytest
 
 from medssl import schema
 from medssl.analysis.bootstrap import paired_bootstrap
+from medssl.analysis.partitions import age_bands
 from medssl.analysis.runs import ROW_KEY
-from medssl.analysis.subgroups import age_bands, analyze
+from medssl.analysis.subgroups import analyze
 from medssl.metrics import auc
 
 SETTINGS = {
@@ -89,14 +90,15 @@ def arrays(rows):
     return y_true, y_score, np.array([int(unit[1:3]) for unit in units])
 
 
-def test_a_group_equals_the_metrics_of_its_units_alone(predictions, metrics):
-    chosen = find(predictions, arm_id="MICLe", repeat=1, sex="Female")
-    y_true, y_score, patients = arrays(chosen)
-    replicates = paired_bootstrap(y_true, y_score[None], patients, num_replicates=80, seed=0)
+def test_a_group_has_the_metrics_of_its_units_on_resamples_of_all_patients(predictions, metrics):
+    y_true, y_score, patients = arrays(find(predictions, arm_id="MICLe", repeat=1))
+    in_group = np.array([SEXES[patient] == "Female" for patient in patients])
+    of_group = np.where(in_group[:, None], y_true, np.nan)
+    replicates = paired_bootstrap(of_group, y_score[None], patients, num_replicates=80, seed=0)
     at = {"arm_a": "MICLe", "subgroup": "sex=Female"}
     for c, interval in enumerate(replicates.intervals(0, alpha=0.05)[:2]):
         (row,) = find(metrics, metric="auc", **at, **{"class": FINDINGS[c]})
-        assert row["estimate"] == pytest.approx(auc(y_true[:, c], y_score[:, c]), abs=1e-12)
+        assert row["estimate"] == pytest.approx(auc(y_true[in_group, c], y_score[in_group, c]), abs=1e-12)
         assert (row["ci_low"], row["ci_high"]) == (interval.ci_low, interval.ci_high)
     (mean,) = find(metrics, metric="mean_auc", **at)
     assert (mean["n_units"], mean["n_patients"], mean["resampling_unit"]) == (50, 25, "patient")
@@ -130,15 +132,22 @@ def test_small_groups_are_named_but_not_assessed(metrics):
         assert row["reason"] == "4 patients, at least 5 are needed"
 
 
-def test_the_gap_is_largest_minus_smallest_among_the_assessed_groups(metrics):
+def test_the_raw_gap_is_largest_minus_smallest_among_the_assessed_groups_and_the_corrected_one_smaller(metrics):
     for arm_id, attribute in product(ARMS, SETTINGS["by"]):
         groups = [row for row in find(metrics, metric="mean_auc", arm_a=arm_id) if row["status"] == "ok"]
         means = [row["estimate"] for row in groups if row["subgroup"].startswith(f"{attribute}=")]
+        (raw,) = find(metrics, metric="mean_auc_gap_raw", arm_a=arm_id, subgroup=attribute)
         (gap,) = find(metrics, metric="mean_auc_gap", arm_a=arm_id, subgroup=attribute)
-        assert gap["estimate"] == max(means) - min(means)
-        left_out = {"sex": "sex=unknown", "age_band": "age_band=unknown"}.get(attribute)
-        assert gap["status"] == ("partial" if left_out else "ok")
-        assert gap["reason"].endswith(f"; left out: {left_out}") == bool(left_out)
+        assert raw["estimate"] == max(means) - min(means)
+        assert (raw["resampling_unit"], raw["ci_low"], gap["resampling_unit"]) == ("", None, "patient")
+        assert 0 <= gap["ci_low"] <= gap["estimate"] <= raw["estimate"] + 1e-12 < gap["ci_high"]
+        assert 1 / 81 <= gap["p"] <= 1
+        # Among the oldest, too many resamples lack a finding.
+        left_out = {"sex": "sex=unknown", "age_band": "age_band=60+, age_band=unknown"}.get(attribute)
+        for row in (raw, gap):
+            assert row["status"] == ("partial" if left_out else "ok")
+            assert row["reason"].startswith(f"largest {attribute}=")
+            assert (f"; left out: {left_out}" in row["reason"]) == bool(left_out)
     assert (find(metrics, metric="mean_auc_gap", subgroup="sex")[0]["n_patients"]) == 45
     assert (find(metrics, metric="mean_auc_gap", subgroup="view_position")[0]["n_patients"]) == 49
 
@@ -159,6 +168,81 @@ def test_a_finding_that_no_group_can_assess_does_not_hide_the_gap(predictions):
     rows = [row | {"y_true": None} if row["class"] == "Edema" else row for row in predictions]
     (gap,) = find(analyze(table(rows), **SETTINGS), metric="mean_auc_gap", subgroup="view_position", arm_a="MICLe")
     assert gap["status"] == "ok"
+
+
+def test_pairs_of_attributes_cross_their_groups_and_have_gaps_of_their_own(predictions):
+    pairs = [("sex", "view_position")]
+    metrics = analyze(table(predictions), **SETTINGS, attribute_pairs=pairs, arm_pairs=[("MICLe", "Random")])
+    means = find(metrics, metric="mean_auc", arm_a="MICLe")
+    crossed = {row["subgroup"]: row["n_units"] for row in means if " & " in row["subgroup"]}
+    assert crossed == {
+        f"sex={sex} & view_position={view}": n
+        for sex, n in (("Female", 25), ("Male", 20), ("unknown", 4))
+        for view in ("AP", "PA")
+    }
+    chosen = find(predictions, arm_id="MICLe", repeat=1, sex="Male", view_position="PA")
+    y_true, y_score, _ = arrays(chosen)
+    (row,) = find(means, subgroup="sex=Male & view_position=PA")
+    expected = np.mean([auc(y_true[:, c], y_score[:, c]) for c in range(len(FINDINGS))])
+    assert row["estimate"] == pytest.approx(expected, abs=1e-12)
+    (gap,) = find(metrics, metric="mean_auc_gap", arm_a="MICLe", subgroup="sex & view_position")
+    assert (gap["n_units"], gap["n_patients"]) == (90, 45)
+    # Nothing else depends on the pairs.
+    alone = analyze(table(predictions), **SETTINGS, arm_pairs=[("MICLe", "Random")])
+    assert [row for row in metrics if " & " not in row["subgroup"]] == alone
+
+
+def test_a_difference_of_gaps_turns_its_sign_with_the_arms_and_is_none_between_equal_ones(predictions):
+    settings = SETTINGS | {"by": ["sex"]}
+    twins = [row | {"arm_id": "twin"} for row in find(predictions, arm_id="MICLe")]
+    pairs = [("MICLe", "Random"), ("Random", "MICLe"), ("MICLe", "twin"), ("MICLe", "absent")]
+    metrics = analyze(table(predictions + twins), **settings, arm_pairs=pairs)
+    found = find(metrics, metric="mean_auc_gap_difference", subgroup="sex")
+    rows = {(row["arm_a"], row["arm_b"]): row for row in found}
+    assert set(rows) == set(pairs[:3])
+    one, other, same = (rows[pair] for pair in pairs[:3])
+    assert (one["estimate"], one["ci_low"]) == pytest.approx((-other["estimate"], -other["ci_high"]), abs=1e-12)
+    assert one["p"] == other["p"] <= 1
+    assert (same["estimate"], same["ci_low"], same["ci_high"], same["p"]) == (0, 0, 0, 1)
+
+
+def test_a_group_of_arms_is_compared_by_the_arm_that_validation_chose(predictions):
+    # On validation Random is made the better one.
+    other = {"MICLe": "Random", "Random": "MICLe"}
+    validation = [row | {"split": "validation", "arm_id": other[row["arm_id"]]} for row in predictions]
+    external = [row | {"split": "external", "dataset": "elsewhere"} for row in predictions]
+    pairs = [("all of them", "MICLe"), ("Random", "MICLe")]
+    groups = {"all of them": ["MICLe", "Random"]}
+    settings = SETTINGS | {"by": ["sex"], "arm_pairs": pairs, "arm_groups": groups}
+    metrics = analyze(table(predictions + validation + external), **settings)
+    for metric in ("mean_auc_gap_difference", "mean_auc_drop"):
+        found = [row for row in find(metrics, metric=metric, arm_b="MICLe") if row["subgroup"] in ("all", "sex")]
+        assert {row["arm_a"] for row in found} == {"all of them", "Random"}
+        assert len({(row["dataset"], row["estimate"], row["ci_low"], row["p"]) for row in found}) == len(found) / 2
+
+
+def test_a_pair_with_an_attribute_that_is_the_same_for_all_says_so(predictions):
+    settings = SETTINGS | {"by": ["sex", "site"]}
+    metrics = analyze(table(predictions), **settings, attribute_pairs=[("sex", "site")])
+    rows = [row for row in metrics if "&" in row["subgroup"]]
+    assert {(row["metric"], row["subgroup"], row["status"]) for row in rows} == {
+        ("mean_auc_gap", "sex & site", "not_evaluable")
+    }
+    assert {row["reason"] for row in rows} == {"the groups are those of sex"}
+
+
+def test_a_group_that_often_lacks_a_class_stays_out_of_the_gap(predictions):
+    # Of one patient with the finding among 20, a third of the resamples have none.
+    first = next(i for i, sex in enumerate(SEXES) if sex == "Male")
+    rows = [
+        row | {"y_true": int(row["patient_id"] == f"p{first:02}")}
+        if find([row], **{"class": "Edema", "sex": "Male"})
+        else row
+        for row in predictions
+    ]
+    metrics = analyze(table(rows), **SETTINGS)
+    (gap,) = find(metrics, metric="mean_auc_gap", subgroup="sex", arm_a="MICLe")
+    assert gap["reason"] == "1 comparable groups, 2 are needed; left out: sex=Male, sex=unknown"
 
 
 def test_an_attribute_known_of_nobody_is_one_unknown_group(predictions):
@@ -201,6 +285,8 @@ def test_progress_counts_every_attribute(predictions):
     [
         ({"by": ["sex", "income"]}, "'income'"),
         ({"by": ["sex", "sex"]}, "distinct"),
+        ({"attribute_pairs": [("sex", "site")]}, "distinct pairs of"),
+        ({"attribute_pairs": [("sex", "view_position"), ("view_position", "sex")]}, "distinct pairs of"),
         ({"age_edges": [60, 40]}, "increasing"),
         ({"age_edges": []}, "one or more"),
     ],

@@ -61,7 +61,7 @@ def test_what_is_missing_is_listed_by_section_and_each_has_a_remedy(tmp_path: Pa
     store = Store(str(tmp_path / "store"))
     assert missing(study(), store) == {"pretraining_data": ("natural",), "weights": ("bought",)}
     here = f"{{name: here, root: {tmp_path}, key: public}}"
-    own = f"external=[{here}, {{name: away, root: /nowhere, key: public}}]"
+    own = f"external=[{here}, {{name: away, root: /nowhere/else, key: public}}]"
     elsewhere = load_study(DEMO, ["data.generate=null", "data.root=/nowhere", own])
     assert missing(elsewhere, store) == {"data": ("demo",), "external": ("away",)}
     assert set(REMEDIES) == {"data", "external", "pretraining_data", "weights"}

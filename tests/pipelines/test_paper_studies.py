@@ -11,6 +11,8 @@ import yaml
 from medssl.config import Study, load_study
 from medssl.exit_codes import BadInputError
 from medssl.stages.train import grid
+from medssl.train import augment
+from medssl.train.pretrain import run_augmentation
 from pipelines import study as study_module
 from pipelines.availability import require_data
 from pipelines.estimate import num_models
@@ -142,7 +144,7 @@ def test_every_other_arm_is_trained_with_all_labels() -> None:
 def test_fine_tuning_searches_28_points_and_repeats_the_best(study: Study, num_repeats: int) -> None:
     settings = study.finetune
     assert (settings.num_steps, settings.batch_size, settings.momentum) == (30_000, 256, 0.9)
-    assert {len(grid(settings.of(arm))) for arm in study.arms} == {7 * 4}
+    assert {len(grid(settings, arm)) for arm in study.arms} == {7 * 4}
     half_decades = [10 ** (-3.5 + i / 2) for i in range(7)]
     assert settings.learning_rates == pytest.approx(half_decades, rel=1e-5)
     fractions = {arm.name: len(settings.of(arm).label_fractions) for arm in study.arms}
@@ -157,13 +159,13 @@ def test_pretraining_warms_up_for_ten_epochs() -> None:
 
 
 def test_augmentation_is_simclrs_for_photographs_and_the_papers_own_for_radiographs() -> None:
+    of_photographs = {"simclr": augment.simclr(1.0), "micle_partial": augment.micle_partial()}
     for run in DERM.pretraining:
-        assert (run.rotation_deg, run.augmentation_strength, run.crop_area_min) == (0, 1.0, 0.08)
-        assert run.flip_probability == (0 if run.augmentation == "micle_partial" else 0.5)
-        assert run.augmentation in ("simclr", "micle_partial")
+        assert run_augmentation(run, run.augmentation) == of_photographs[run.augmentation]
+        assert run_augmentation(run, "simclr") == augment.simclr(1.0)  # what a case of one image gets
     for run in (*CHEXPERT.pretraining, *GRID.pretraining):
-        assert (run.augmentation, run.rotation_deg, run.augmentation_strength) == ("chexpert_pretrain", 45, 0.5)
-        assert run.flip_probability == 0.5
+        assert run.augmentation == "chexpert_pretrain"
+        assert run_augmentation(run, run.augmentation) == augment.chexpert_pretrain(0.5)
 
 
 def test_micle_pairs_images_of_labelled_cases_and_begins_from_simclr() -> None:

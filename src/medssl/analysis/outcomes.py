@@ -12,13 +12,13 @@ from medssl.analysis.results import (
     Results,
     Row,
     is_of,
-    nothing,
     remark,
     sentence,
     with_interval,
     with_spread,
     words,
 )
+from medssl.analysis.runs import attributes_of
 from medssl.analysis.tables import Cell, Column, Table
 from medssl.metrics import Metric
 
@@ -184,11 +184,8 @@ def verdict(row: Row, *, alpha: float) -> str:
 
 def attributes(results: Results, where: Evaluation) -> set[str]:
     """Attributes by which subgroups were made."""
-    return {row["subgroup"].partition("=")[0] for row in results.rows if _is_subgroup(row, where)}
-
-
-def _is_subgroup(row: Row, where: Evaluation) -> bool:
-    return row["subgroup"] != "all" and (row["dataset"], row["split"]) == where
+    named = (attributes_of(row["subgroup"]) for row in results.rows if (row["dataset"], row["split"]) == where)
+    return {" & ".join(names) for names in named if names}
 
 
 def subgroups(
@@ -214,10 +211,9 @@ def subgroups(
     keys: dict[str, Any] = {"metric": shown.name, "k": shown.k}
     by_group: dict[str, Row] = {}
     for row in results.rows:
-        group = row["subgroup"].removeprefix(f"{attribute}=")
-        at = Labels(row["label_fraction"], row["draw"])
-        if _is_subgroup(row, where) and group != row["subgroup"] and is_of(row, shown) and at == labels:
-            by_group.setdefault(group, row)
+        place = Evaluation(row["dataset"], row["split"]), Labels(row["label_fraction"], row["draw"])
+        if attributes_of(row["subgroup"]) == (attribute,) and is_of(row, shown) and place == (where, labels):
+            by_group.setdefault(row["subgroup"].removeprefix(f"{attribute}="), row)
     arms = [arm for arm in results.arms if results.num_repeats(where, arm, labels)]
     rows: list[list[Any]] = []
     for group in sorted(by_group, key=lambda group: (_place(group, order), _group_order(group))):
@@ -245,9 +241,9 @@ def _place(group: str, order: Sequence[str]) -> int:
 
 
 def _gap(row: Row | None, attribute: str) -> Cell:
-    cell = (
-        nothing(row) if row is None or row["estimate"] is None else Cell(f"{row['estimate']:.{DECIMALS}f}", remark(row))
-    )
+    cell = with_interval(row)
+    if row is not None and row["estimate"] is not None and row["p"] is not None:
+        cell = Cell(f"{cell.text}, p {_p(row['p'])}", cell.note)
     groups, separator, left_out = cell.note.replace(f"{attribute}=", "").partition("left out: ")
     if attribute == "age_band":
         left_out = ", ".join(sorted(left_out.split(", "), key=_group_order))
@@ -262,8 +258,8 @@ def _group_order(group: str) -> tuple[bool, float, bool, str]:
 
 def _what(row: Row, results: Results) -> str:
     """The value of a row in words; of cases also which metric of a condition it is."""
-    if row["metric"] == f"{results.primary.name}_gap":
-        return "gap"
+    if "_gap" in row["metric"] or row["metric"].endswith("_drop"):
+        return words(row["metric"].removeprefix(f"{results.primary.name}_"), row["k"])
     if not row["class"]:
         return words(row["metric"], row["k"])
     return row["class"] if results.unit_kind == "image" else f"{words(row['metric'], row['k'])}, {row['class']}"

@@ -256,8 +256,8 @@ def _subgroups(results: Results, config: Mapping[str, Any]) -> Section:
     comparable = "" if several else " It compares only groups in which the same findings are evaluable."
     every = "Every metric" if several else "AUC per finding"
     intro = (
-        "A gap has no interval: the largest difference among groups is biased upwards under resampling."
-        f"{comparable} {every} and group: {TABLES_DIR}/{ALL_METRICS}."
+        "A gap is freed of the upward bias of a largest difference; p is that of a gap as large as the observed one "
+        f"among groups drawn by lot.{comparable} {every} and group: {TABLES_DIR}/{ALL_METRICS}."
     )
     return Section("subgroups", "Subgroups", (intro, *parts) if parts else ("The study asks for no subgroups.",))
 

@@ -1,8 +1,9 @@
 """Predictions as runs: one fine-tuned model on one split, checked and arranged as units by classes."""
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -90,6 +91,15 @@ class Run:
         """The run on the chosen units, shape (n,)."""
         names = ("units", "patients", "y_true", "y_score", "rows")
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+    def of_classes(self, names: Sequence[str]) -> "Run":
+        """The run on some of its classes, in their order."""
+        places = [self.classes.index(name) for name in names]
+        return replace(self, classes=tuple(names), y_true=self.y_true[:, places], y_score=self.y_score[:, places])
+
+    def masked(self, chosen: NDArray[np.bool_]) -> "Run":
+        """The run with the truth known on the chosen units only: the others count nowhere, but are resampled too."""
+        return replace(self, y_true=np.where(chosen[:, None], self.y_true, np.nan))
 
     def name_row(self) -> Row:
         """An empty metrics row with the run's data set, split, arm, label fraction and draw."""
@@ -228,6 +238,11 @@ def _check_same_units(runs: Iterable[Run]) -> None:
         differing = int((~((run.y_true == first.y_true) | (np.isnan(run.y_true) & np.isnan(first.y_true)))).sum())
         if differing or not np.array_equal(run.patients, first.patients):
             raise ValueError(f"{where} differ in {differing} truths, or in the patients of units; {_REMEDY}")
+
+
+def attributes_of(subgroup: str) -> tuple[str, ...]:
+    """The attributes that a subgroup is made by: of "sex=female & age_band=40-60" sex and age_band, of "all" none."""
+    return tuple(re.findall(r"(?:^| & )(\w+)=", subgroup))
 
 
 def selected_runs(runs: Iterable[Run]) -> list[dict[str, Run]]:

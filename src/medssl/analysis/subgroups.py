@@ -2,142 +2,67 @@
 
 Small groups are named but not assessed: an AUC over a handful of patients says little and may single them
 out.
+
+All groups of all attributes see the same resamples: those of the patients of the whole set, of whom a group gets
+whichever belong to it. A patient with images in two groups so counts as often in both, and what two groups, or two
+models, have in common cancels in their difference. Resamples of each group's own patients would fix its size, which
+a new sample would not, and pair patients of two groups who have nothing to do with one another.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from medssl.analysis import gap_rows, shift
+from medssl.analysis.bootstrap import Replicates
 from medssl.analysis.compare import Progress
-from medssl.analysis.measures import Bootstrap, measure, primary_row, resampled_as, sort_rows, with_interval
+from medssl.analysis.contenders import fields
+from medssl.analysis.gap_rows import Group, assessed
+from medssl.analysis.measures import Bootstrap, measure, measures, primary_row, resampled_as, sort_rows, with_interval
+from medssl.analysis.partitions import Grouping, check_attributes, partitions
 from medssl.analysis.runs import Row, Run, read_runs, selected_runs
+from medssl.config import SPECIFICITY
 from medssl.metrics import PRIMARY
 
-# Attribute to the column of the predictions that holds it.
-ATTRIBUTES = {
-    "sex": "sex",
-    "age_band": "age_years",
-    "view_position": "view_position",
-    "skin_type": "skin_type",
-    "skin_type_group": "skin_type",
-    "site": "site",
-}
-UNKNOWN, UNMAPPED = "unknown", "unmapped"
+Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """How values become groups.
-
-    Attributes:
-        age_edges: Edges of the age bands in years, strictly increasing.
-        skin_type_groups: Group to its skin types, each type in one; a type in none is `UNMAPPED`.
-    """
-
-    age_edges: Sequence[float]
-    skin_type_groups: Mapping[str, Sequence[str]]
-
-    def of_units(self, predictions: pa.Table, run: Run, attribute: str) -> NDArray[np.str_]:
-        """Group of each unit of a run, shape (n,); null, empty and "unknown" in any case are `UNKNOWN`."""
-        column = predictions[ATTRIBUTES[attribute]].take(pa.array(run.rows, type=pa.int64()))
-        if attribute == "age_band":
-            ages = column.cast(pa.float64()).to_numpy().astype(np.float64)
-            return age_bands(ages, age_edges=self.age_edges)
-        texts = ("" if value is None else str(value).strip() for value in column.to_pylist())
-        names = [UNKNOWN if text.lower() in ("", UNKNOWN) else text for text in texts]
-        if attribute == "skin_type_group":
-            group_of = {skin_type: group for group, types in self.skin_type_groups.items() for skin_type in types}
-            names = [name if name == UNKNOWN else group_of.get(name, UNMAPPED) for name in names]
-        return np.array(names)
-
-
-def age_bands(age_years: NDArray[np.float64], *, age_edges: Sequence[float]) -> NDArray[np.str_]:
-    """Name the band of each age: for edges 40 and 60, "<40", "40-60" (60 excluded) and "60+"; NaN: "unknown".
-
-    Args:
-        age_years: Shape (n,).
-        age_edges: Strictly increasing, in years; at least one.
-
-    Raises:
-        ValueError: When the edges do not increase, or are none.
-    """
-    if not age_edges or any(low >= high for low, high in pairwise(age_edges)):
-        raise ValueError(f"age_edges must be one or more increasing ages in years, got {list(age_edges)}")
-    names = [
-        f"<{age_edges[0]:g}",
-        *(f"{low:g}-{high:g}" for low, high in pairwise(age_edges)),
-        f"{age_edges[-1]:g}+",
-    ]
-    bands = np.array(names)[np.searchsorted(age_edges, age_years, side="right").clip(max=len(age_edges))]
-    return np.where(np.isnan(age_years), UNKNOWN, bands)
-
-
-def _too_small(rows: Sequence[Row], run: Run, n_patients: int, min_patients: int) -> list[Row]:
-    """The rows without their values."""
-    reason = f"{n_patients} {run.group_kind}s, at least {min_patients} are needed"
-    return [row | {"estimate": None, "status": "too_small", "reason": reason} for row in rows]
-
-
-def _group_rows(runs: Sequence[Run], subgroup: str, min_patients: int, settings: Bootstrap) -> list[list[Row]]:
-    """Rows of each run on the units of one group, in the order of `measures.measures`."""
-    n_patients = np.unique(runs[0].patients).size
-    names = {"subgroup": subgroup, "repeat": "selected"}
-    measured = [[row | names for row in measure(run)] for run in runs]
-    if n_patients < min_patients:
-        return [_too_small(rows, runs[0], n_patients, min_patients) for rows in measured]
-    replicates = settings.replicates(runs, "patient")
+def _evaluate(runs: Sequence[Run], label: str, chosen: NDArray[np.bool_], least: int, settings: Bootstrap) -> Group:
+    """The runs on the units of one group; without values where it has fewer patients than `least`."""
+    names = {"subgroup": label, "repeat": "selected"}
+    parts = [run.subset(chosen) for run in runs]
+    rows = [[row | names for row in measure(part, specificity=settings.specificity)] for part in parts]
+    n_patients = np.unique(parts[0].patients[~np.isnan(parts[0].y_true).all(axis=1)]).size
+    if n_patients < least:
+        reason = f"{n_patients} {runs[0].group_kind}s, at least {least} are needed"
+        empty = {"estimate": None, "status": "too_small", "reason": reason}
+        return Group(label, [[row | empty for row in of_run] for of_run in rows], frozenset(), np.empty(0), np.empty(0))
+    replicates = settings.replicates([run.masked(chosen) for run in runs], "patient")
     resampled = resampled_as(runs[0], "patient")
-    return [
+    finished = [
         [
             with_interval(row, interval, resampled)
-            for row, interval in zip(rows, settings.intervals(replicates, runs[0], m), strict=True)
+            for row, interval in zip(of_run, settings.intervals(replicates, runs[0], m), strict=True)
         ]
-        for m, rows in enumerate(measured)
+        for m, of_run in enumerate(rows)
     ]
+    covered = assessed(rows[0], runs[0])
+    if not covered:
+        return Group(label, finished, covered, np.empty(0), np.empty(0))
+    estimates = np.array([primary_row(of_run, runs[0])["estimate"] for of_run in rows])
+    return Group(label, finished, covered, estimates, _primary_values(replicates, runs[0]))
 
 
-def _assessed(rows: Sequence[Row], run: Run) -> set[str]:
-    """What the primary metric covers: the classes that a mean over classes averages, and "" for itself."""
-    parts = {
-        row["class"] for row in rows if row["metric"] == PRIMARY[run.unit_kind].part and row["estimate"] is not None
-    }
-    return parts | ({""} if primary_row(rows, run)["estimate"] is not None else set())
-
-
-def _gap_row(run: Run, attribute: str, label_of_unit: NDArray[np.str_], groups: dict[str, list[Row]]) -> Row:
-    """Largest minus smallest primary metric among the groups in which it covers the same as on the whole set.
-
-    A mean AUC of a group that lacks a class averages over the others, easier or harder ones; it is not comparable.
-    """
+def _primary_values(replicates: Replicates, run: Run) -> Floats:
+    """The primary metric on the resamples, shape (R, M); NaN in one that lacks any of its classes."""
     primary = PRIMARY[run.unit_kind]
-    whole = _assessed(measure(run), run)
-    means = {label: primary_row(rows, run) for label, rows in groups.items() if whole and _assessed(rows, run) == whole}
-    left_out = sorted(f"{attribute}={label}" for label in groups.keys() - means.keys())
-    note = f"left out: {', '.join(left_out)}" if left_out else ""
-    row = run.name_row() | {
-        "metric": f"{primary.name}_gap",
-        "k": primary.k,
-        "subgroup": attribute,
-        "repeat": "selected",
-    }
-    if len(means) < 2:
-        reason = f"{len(means)} comparable groups, 2 are needed"
-        return row | {"status": "not_evaluable", "reason": "; ".join(filter(None, (reason, note)))}
-    # Ties go by name, so that the reason is the same in every run.
-    ordered = sorted(means.values(), key=lambda mean: (mean["estimate"], mean["subgroup"]))
-    extremes = f"largest {ordered[-1]['subgroup']}, smallest {ordered[0]['subgroup']}"
-    counted = np.isin(label_of_unit, list(means)) & ~np.isnan(run.y_true).all(axis=1)
-    return row | {
-        "estimate": ordered[-1]["estimate"] - ordered[0]["estimate"],
-        "n_units": int(counted.sum()),
-        "n_patients": np.unique(run.patients[counted]).size,
-        "status": "partial" if left_out else "ok",
-        "reason": "; ".join(filter(None, (extremes, note))),
-    }
+    (places,) = (item.quantities for item in measures(run) if (item.metric, item.k) == (primary.name, primary.k))
+    defined = [q for q in places if not np.isnan(replicates.estimates[:, q]).any()]
+    means: Floats = replicates.values[:, :, defined].mean(axis=2)
+    return means
 
 
 def analyze(
@@ -150,50 +75,66 @@ def analyze(
     num_replicates: int,
     alpha: float,
     seed: int,
+    attribute_pairs: Sequence[tuple[str, str]] = (),
+    arm_pairs: Sequence[tuple[str, str]] = (),
+    arm_groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    specificity: float = SPECIFICITY,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Evaluate the selected run of each arm, label fraction and draw within subgroups (supplement B.1.6).
 
-    Rows are those of `compare.compare` with `subgroup` as "sex=Female"; resamples draw patients. The row with
-    metric "mean_auc_gap" (of cases "top_k_accuracy_gap") and the bare attribute as `subgroup` is the largest minus
-    the smallest primary metric; it has no interval, being a maximum over groups and so biased upwards under
-    resampling.
+    Rows are those of `compare.compare` with `subgroup` as "sex=female" or "sex=female & age_band=40-60"; resamples draw
+    patients. With a bare "sex" or "sex & age_band" as `subgroup` come, for the primary metric (of images "mean_auc", of
+    cases "top_k_accuracy"):
+
+    - "mean_auc_gap": largest minus smallest group, corrected for its upward bias and not below 0, with its interval
+      (`gaps`), and the p of equal groups (`permutation`);
+    - "mean_auc_gap_raw": the same as it stands;
+    - "mean_auc_gap_difference" with `arm_b`: corrected gap of a minus that of b, neither cut at 0, on the same
+      resamples. A pair that lacks an arm here has no such row; `compare.compare` says so.
+
+    Rows of external sets are followed by those of `shift.drops`.
 
     Args:
         predictions: The predictions table, rows in any order.
         by: Attributes, of `ATTRIBUTES`.
         age_edges: Edges of the age bands in years, increasing; used by "age_band" only.
         skin_type_groups: Group to its skin types, for "skin_type_group"; a type in none is in the group "unmapped".
-        min_patients: Groups with fewer get the status "too_small" and no value.
-        num_replicates: 1,000 in the paper.
+        min_patients: Groups with fewer of known truth get the status "too_small" and no value.
+        num_replicates: Resamples, and permutations; 1,000 in the paper.
         alpha: 0.05 for 95 % intervals.
         seed: Of the resamples.
+        attribute_pairs: Two of `by` each.
+        arm_pairs: Arms or groups of arms (a, b) whose gaps and drops are compared.
+        arm_groups: Name to arms that are variants of one method; validation chooses which stands for it.
+        specificity: At which sensitivities are reported, in 0-1.
         progress: Called with steps done, steps in all, and what is done.
 
     Raises:
-        ValueError: For an unknown or repeated attribute, bad age edges, and as `compare.compare`.
+        ValueError: For an unknown or repeated attribute, a pair of others, bad age edges, and as `compare.compare`.
     """
-    unknown = sorted(set(by) - set(ATTRIBUTES))
-    if unknown or len(set(by)) != len(by):
-        raise ValueError(f"by: expected distinct ones of {sorted(ATTRIBUTES)}, got {list(by)}")
-    absent = sorted({ATTRIBUTES[attribute] for attribute in by} - set(predictions.column_names))
-    if absent:
-        raise ValueError(f"predictions: columns {absent} are missing; re-run predict")
-    settings, grouping = Bootstrap(num_replicates, alpha, seed), Grouping(age_edges, skin_type_groups)
-    groups = selected_runs(read_runs(predictions))
+    check_attributes(predictions, by, attribute_pairs)
+    settings = Bootstrap(num_replicates, alpha, seed, specificity)
+    grouping = Grouping(age_edges, skin_type_groups)
+    runs_of_all = read_runs(predictions)
+    selected_runs(runs_of_all)  # refuses an arm without a selected run, which would be passed over below
+    measured = {run: measure(run, specificity=specificity) for run in runs_of_all if run.is_selected}
+    found = fields(measured, arm_groups)
+    num_steps = len(found) * (len(by) + len(attribute_pairs))
     rows: list[Row] = []
-    for g, group in enumerate(groups):
-        runs = list(group.values())
-        for done, attribute in enumerate(by, start=g * len(by) + 1):
-            label_of_unit = grouping.of_units(predictions, runs[0], attribute)
-            of_label = {}
-            for label in np.unique(label_of_unit).tolist():
-                parts = [run.subset(label_of_unit == label) for run in runs]
-                of_label[label] = _group_rows(parts, f"{attribute}={label}", min_patients, settings)
-            for m, run in enumerate(runs):
-                of_run = {label: rows_of_runs[m] for label, rows_of_runs in of_label.items()}
-                rows += [row for rows_of_label in of_run.values() for row in rows_of_label]
-                rows.append(_gap_row(run, attribute, label_of_unit, of_run))
+    done = 0
+    for field in found:
+        runs = field.runs
+        place = {name: field.place(name) for name in field.contenders}
+        whole = assessed(measured[runs[0]], runs[0])
+        for partition in partitions(predictions, runs[0], grouping, by=by, attribute_pairs=attribute_pairs):
+            labels = [] if partition.told_by else np.unique(partition.labels).tolist()
+            groups = [_evaluate(runs, name, partition.labels == name, min_patients, settings) for name in labels]
+            rows += [row for group in groups for of_run in group.rows for row in of_run]
+            compared = gap_rows.comparable(partition, groups, runs[0], whole)
+            rows += gap_rows.gap_rows(partition, compared, runs, place=place, arm_pairs=arm_pairs, settings=settings)
+            done += 1
             if progress:
-                progress(done, len(groups) * len(by), f"grouped by {attribute}")
-    return sort_rows(rows)
+                progress(done, num_steps, f"grouped by {partition.name}")
+    named = [{name: one.run for name, one in field.contenders.items()} for field in found]
+    return sort_rows(rows + shift.drops(named, arm_pairs=arm_pairs, settings=settings))

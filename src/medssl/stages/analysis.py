@@ -7,7 +7,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from medssl import layout, schema
-from medssl.config import ArmConfig, CompareConfig, EncoderConfig, PretrainRun, Study, SubgroupConfig, WeightsConfig
+from medssl.config import (
+    ArmConfig,
+    CompareConfig,
+    EncoderConfig,
+    PretrainRun,
+    Study,
+    SubgroupConfig,
+    WeightsConfig,
+    arm_groups,
+)
 from medssl.metrics import PRIMARY, unit_kind
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store
@@ -52,12 +61,8 @@ def compare(
                 step.folder / layout.ARMS,
             )
             bar = Progress("compare", 1, unit="cells")
-            groups: dict[str, list[str]] = {}
-            for arm in arms:
-                if arm.group:
-                    groups.setdefault(arm.group, []).append(arm.name)
             paths = (step.folder / layout.METRICS, step.folder / layout.CALIBRATION)
-            rows = write_comparison(predictions, config, *paths, groups=groups, progress=bar.of)
+            rows = write_comparison(predictions, config, *paths, groups=arm_groups(arms), progress=bar.of)
             step.finish("comparison", {"num_predictions": predictions.num_rows}, headline_metrics(rows))
     return step.result
 
@@ -85,8 +90,17 @@ def write_comparison(
     return rows
 
 
-def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: str, code_version: str) -> steps.Made:
-    """Score the selected models within each subgroup."""
+def analyze_subgroups(
+    store: Store,
+    config: SubgroupConfig,
+    *,
+    arm_pairs: Sequence[tuple[str, str]],
+    groups: Mapping[str, Sequence[str]],
+    specificity: float,
+    comparison_uri: str,
+    code_version: str,
+) -> steps.Made:
+    """Score the selected models within each subgroup, and their drop on external sets."""
     import pyarrow as pa
 
     from medssl.analysis import subgroups
@@ -97,7 +111,12 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
         "analyze_subgroups",
         store=store,
         code_version=code_version,
-        config=config.dump(),
+        config={
+            "subgroups": config.dump(),
+            "pairs": [list(pair) for pair in arm_pairs],
+            "groups": {name: list(arms) for name, arms in groups.items()},
+            "specificity": specificity,
+        },
         inputs={"comparison": comparison},
     ) as step:
         if step.made is None:
@@ -111,6 +130,10 @@ def analyze_subgroups(store: Store, config: SubgroupConfig, *, comparison_uri: s
                 num_replicates=config.num_replicates,
                 alpha=config.alpha,
                 seed=config.seed,
+                attribute_pairs=config.attribute_pairs,
+                arm_pairs=arm_pairs,
+                arm_groups=groups,
+                specificity=specificity,
                 progress=bar.of,
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)

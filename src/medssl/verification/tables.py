@@ -83,7 +83,9 @@ def check_metrics(metrics: pa.Table, *, where: str) -> Iterator[Finding]:
     shares = [row for row in rows if _SHARES.search(row["metric"])]
     impossible: dict[str, list[dict[str, Any]]] = {
         "estimate or interval is no share, or no difference of two": [
-            row for row in shares if not all(_lowest(row) <= row[c] <= 1 for c in _REALS if row[c] is not None)
+            row
+            for row in shares
+            if not all(_ends(row)[0] <= row[c] <= _ends(row)[1] for c in _REALS if row[c] is not None)
         ],
         "interval ends before it begins": [row for row in rows if _both(row) and not row["ci_low"] <= row["ci_high"]],
         "interval has one end": [
@@ -107,8 +109,10 @@ def check_metrics(metrics: pa.Table, *, where: str) -> Iterator[Finding]:
 _REALS = ("estimate", "ci_low", "ci_high")
 
 
-def _lowest(row: Mapping[str, Any]) -> int:
-    return 0 if row["arm_b"] is None else -1
+def _ends(row: Mapping[str, Any]) -> tuple[int, int]:
+    """What a share, or so many times a difference of shares, lies between."""
+    times = int(row["arm_b"] is not None) + int(row["metric"].endswith(("_drop", "_gap_difference")))
+    return -times, max(times, 1)
 
 
 def _both(row: Mapping[str, Any]) -> bool:
