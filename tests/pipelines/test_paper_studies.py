@@ -223,3 +223,11 @@ def test_a_run_without_the_data_names_every_folder_that_is_missing() -> None:
     found = {"root": str(STUDIES)}
     own, nih = CHEXPERT.data.model_copy(update=found), CHEXPERT.external[0].model_copy(update=found)
     require_data(CHEXPERT.model_copy(update={"data": own, "external": (nih,)}))
+
+
+@pytest.mark.parametrize("study", [DERM, CHEXPERT], ids=["derm", "chexpert"])
+def test_every_pair_is_tested_in_one_family_with_all_labels(study: Study) -> None:
+    families = [f for f in study.compare.families if f.splits == ("test",) and 1.0 in f.label_fractions]
+    listed = [pair for family in families for pair in family.pairs]
+    assert sorted(listed) == sorted(study.compare.pairs)
+    assert len(study.compare.label_efficiency) >= 2
