@@ -21,6 +21,7 @@ from components.ingest import ingest
 from components.predict import predict
 from components.prepare_dataset import prepare_dataset
 from components.pretrain import pretrain
+from components.promote import promote
 from components.search_hyperparameters import search_hyperparameters
 from components.select import select
 from components.write_report import write_report
@@ -166,6 +167,15 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
             code_version=versions["write_report"],
             **({"checkpoints": catalog["catalog"]} if catalog else {}),
         )
+        if plan.promotes:
+            promoted = promote(
+                **data,
+                models=models.outputs["catalog"],
+                comparison=compared.outputs["comparison"],
+                config=sections["promote"],
+                code_version=versions["promote"],
+            )
+            promoted.set_caching_options(enable_caching=False)  # who is champion changes without any input changing
         return Outputs(
             index=index,
             splits=data["splits"],

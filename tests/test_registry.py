@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from medssl import tracking
 from medssl.exit_codes import BadInputError
-from medssl.registry import Cohort, OutrunError, Reference, Registry
+from medssl.references import Cohort, Reference
+from medssl.registry import OutrunError, Registry
 
 COHORT = Cohort("clinic", "i" * 64, "s" * 64, "d" * 64, "u" * 64, 30, 20)
 MODEL = Reference(
