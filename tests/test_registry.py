@@ -1,11 +1,18 @@
 """The model registry on a real SQLite database, with several processes at once."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -196,3 +203,43 @@ def test_a_move_whose_maker_died_before_it_pointed_the_alias_counts(registry: Re
     assert champion is not None
     assert champion.version == 2
     assert registry.roll_back().version == alias(registry, "champion") == 1
+
+
+@pytest.mark.slow
+def test_behind_a_server_a_race_has_one_winner_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking.create_database(database)
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--port", str(port)]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    environment = {**os.environ, **tracking.ENVIRONMENT}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            _wait_for(f"{address}/health")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            registry = Registry.from_environment(request.node.name)
+            client = MlflowClient(address)
+            run = client.create_run(client.create_experiment("e")).info.run_id
+            version = registry.register(replace(MODEL, repeat=9), uri="/srv/store/models/m", run_id=run)
+            assert client.get_model_version(registry.name, str(version.number)).run_id == run
+            registry.decide(version, verdict="first", reasons=["a"], checks=["{}"], after=0)
+            told = race(registry, models(registry, 2))
+            assert sum(isinstance(result, int) for result in told) == 1
+            assert len(registry.history()) == 1
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(240):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.5)
+    raise TimeoutError(url)

@@ -18,7 +18,8 @@ from medssl import layout, schema
 from medssl.exit_codes import BadInputError
 from medssl.store import MAKER, MANIFEST, Store, StoreError
 
-RUN_FILE, STATE_FILE = "run.json", "state.json"  # of the folder of a run's results; the latter of an unfinished run
+# Of the folder of a run's results; the second is that of an unfinished run.
+RUN_FILE, STATE_FILE, OUTPUTS_FILE = "run.json", "state.json", "outputs.json"
 _SECONDS_PER_HOUR = 3600
 _DIGEST_CHARS = 64
 
@@ -97,6 +98,9 @@ def of_run(run_dir: Path) -> set[str]:
         record = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         tasks = [one for task in record["tasks"] for one in (task["output"], *task["inputs"].values())]
         named = {one["artifact_digest"] for one in record["artifacts"].values() if "artifact_digest" in one}
+        if (run_dir / OUTPUTS_FILE).is_file():
+            outputs = json.loads((run_dir / OUTPUTS_FILE).read_text(encoding="utf-8"))
+            named |= {one["metadata"]["digest"] for one in outputs.values()}
         return named | {str(one["digest"]) for one in tasks}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInputError(f"--keep-runs {run_dir.name}: holds no {RUN_FILE} of a finished run") from None

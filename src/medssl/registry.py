@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -158,7 +158,14 @@ class Registry:
         return version
 
     def decide(
-        self, version: Version, *, verdict: str, reasons: Iterable[str], checks: Iterable[str], after: int
+        self,
+        version: Version,
+        *,
+        verdict: str,
+        reasons: Iterable[str],
+        checks: Iterable[str],
+        note: Sequence[str] = (),
+        after: int,
     ) -> Version:
         """Write a decision to a version, in place of an earlier one.
 
@@ -166,7 +173,8 @@ class Registry:
             version: Of the candidate.
             verdict: In a word.
             reasons: Sentences.
-            checks: Each difference with its numbers.
+            checks: Each difference with all its numbers.
+            note: Lines of Markdown, shown with the reasons; what is too long for MLflow is left out.
             after: Number of the move that made the champion it was compared with; 0: there is none.
         """
         told = "\n".join(reasons)[:_MAX_TAG_CHARS]
@@ -178,8 +186,10 @@ class Registry:
             self._call("delete_model_version_tag", self.name, number, stale)
         for key, value in tags.items():
             self._call("set_model_version_tag", self.name, number, key, value)
-        note = f"**{verdict}**\n\n" + "\n".join(f"- {line}" for line in told.splitlines())
-        self._call("update_model_version", self.name, number, note[:_MAX_TAG_CHARS])
+        shown = [f"**{verdict}**", "", *(f"- {line}" for line in told.splitlines()), "", *note]
+        while len(text := "\n".join(shown)) > _MAX_TAG_CHARS:
+            shown.pop()
+        self._call("update_model_version", self.name, number, text)
         return replace(version, verdict=verdict, reasons=told, compared_after=after)
 
     def history(self) -> list[Move]:

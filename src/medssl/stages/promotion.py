@@ -6,7 +6,7 @@ weights and no patient's row leave the store: the registry gets digests, counts 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -356,6 +356,20 @@ def _run_of(store: Store, models: Artifact) -> str:
     return str(made[-1].get("mlflow_run_id", "")) if made else ""
 
 
+def _note(decision: "Decision") -> Iterator[str]:
+    """All differences as a table in Markdown."""
+    if not decision.checks:
+        return
+    yield "| where | metric | candidate | champion | difference [interval] | margin | |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in decision.checks:
+        values = [f"{value:.4f}" if value is not None else "–" for value in (one.candidate, one.champion)]
+        shown = "–"
+        if one.estimate is not None and one.ci_low is not None and one.ci_high is not None:
+            shown = f"{one.estimate:+.4f} [{one.ci_low:+.4f}, {one.ci_high:+.4f}]"
+        yield f"| {' | '.join([one.name, one.metric, *values, shown, f'{one.margin:g}', one.status])} |"
+
+
 def _settle(
     registry: Registry,
     config: PromoteConfig,
@@ -375,6 +389,7 @@ def _settle(
         verdict=decision.verdict,
         reasons=decision.reasons,
         checks=[json.dumps(asdict(check)) for check in decision.checks],
+        note=list(_note(decision)),
         after=champion.move.number if champion else 0,
     )
     say(f"promote: {registry.name} version {version.number}: {decision.verdict}")
