@@ -18,6 +18,7 @@ from medssl.references import Cohort, Reference
 from medssl.registry import Registry
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store, write_json
+from pipelines import local
 
 
 def make(store: Store, kind: str, text: str, *inputs: Artifact, stage: str = "stage") -> Artifact:
@@ -230,6 +231,10 @@ def test_a_registry_that_does_not_know_the_promoted_models_is_not_believed(
 def test_a_run_folder_without_a_record_is_told() -> None:
     with pytest.raises(BadInputError, match=r"holds no run\.json"):
         cleanup.of_run(Path("/nonexistent"))
+
+
+def test_the_files_of_a_run_have_the_names_that_it_gives_them() -> None:
+    assert (cleanup.STATE_FILE, cleanup.OUTPUTS_FILE) == (local.STATE_FILE, local.OUTPUTS_FILE)
 
 
 def test_references_read_back_as_they_were() -> None:

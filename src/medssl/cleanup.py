@@ -17,9 +17,10 @@ from typing import Any
 from medssl import layout, schema
 from medssl.exit_codes import BadInputError
 from medssl.store import MAKER, MANIFEST, Store, StoreError
+from medssl.verification.artifacts import RUN_FILE
 
-# Of the folder of a run's results; the second is that of an unfinished run.
-RUN_FILE, STATE_FILE, OUTPUTS_FILE = "run.json", "state.json", "outputs.json"
+# Of the folder of a run's results, beside `RUN_FILE`; the first is that of an unfinished run.
+STATE_FILE, OUTPUTS_FILE = "state.json", "outputs.json"
 _SECONDS_PER_HOUR = 3600
 _DIGEST_CHARS = 64
 

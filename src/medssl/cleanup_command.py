@@ -13,6 +13,7 @@ from medssl.exit_codes import BadInputError
 from medssl.progress import counted
 from medssl.registry import Registry
 from medssl.store import Store
+from medssl.verification.artifacts import RUN_FILE
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -44,7 +45,7 @@ def _run(options: argparse.Namespace, store: Store) -> None:
                 f"{counted(len(unfinished), 'run')} of this store not finished: what it has made would be lost; finish "
                 "it, or give --discard-unfinished"
             )
-        runs = [*options.keep_runs, *([home] if (home / cleanup.RUN_FILE).is_file() else [])]
+        runs = [*options.keep_runs, *([home] if (home / RUN_FILE).is_file() else [])]
         roots = {digest for run in runs for digest in cleanup.of_run(run)}
         roots |= cleanup.of_champions(store, lambda model: _kept(model, home))
         if not roots:

@@ -308,5 +308,8 @@ def test_a_champion_of_another_store_is_found_where_it_was_registered_and_told_w
     assert champion.models.digest == champion.version.reference.models
     moved = models.register(replace(champion.version.reference, models="0" * 64), uri="/nowhere/models/0", run_id="")
     models.promote(moved, after=champion.move, why="approved")
-    with pytest.raises(BadInputError, match="the weights of version 2, the champion, are gone"):
+    with pytest.raises(
+        BadInputError,
+        match="version 2 in the model registry: its models 000000000000 is neither",
+    ):
         promotion.Champion.find(elsewhere, models)

@@ -74,11 +74,12 @@ class Champion:
         """
         if (move := registry.champion()) is None:
             return None
-        version = registry.version(move.version)
-        home = _home(store, version)
-        uris = {f"{kind}_uri": home.uri(kind, digest) for kind, digest in move.cohort.artifacts.items()}
+        version, first = registry.version(move.version), registry.version(registry.history()[0].version)
+        home = _home(store, version, "models", version.reference.models)
         models = home.open(home.uri("models", version.reference.models), kind="models")
-        return cls(move, version, models, train.Data(home, **uris))
+        origin = _home(store, first, "index", move.cohort.index)
+        uris = {f"{kind}_uri": origin.uri(kind, digest) for kind, digest in move.cohort.artifacts.items()}
+        return cls(move, version, models, train.Data(origin, **uris))
 
 
 def promote(
@@ -226,7 +227,7 @@ class _Contest:
             )
         if {other.channels, champion.first.channels, self.candidate.channels} != {self.candidate.channels}:
             found.append("the images of both studies differ in their channels; see shards.channels")
-        home = _home(self.store, champion.version)
+        home = _home(self.store, champion.version, "splits", other.cohort.splits)
         splits_of_champion = home.open(home.uri("splits", other.cohort.splits), kind="splits")
         for who, trained_by, cohort, its in (
             ("champion", splits_of_champion, TEST, self.data.splits),
@@ -324,22 +325,21 @@ def _num_seen(trained_by: Artifact, tested_by: Artifact) -> int:
     return len(set(seen) & set(other.filter(pc.field("split") == "test")[unit].unique().to_pylist()))
 
 
-def _home(store: Store, version: Version) -> Store:
-    """The store that holds a version: this one, or that in which it was registered.
+def _home(store: Store, version: Version, kind: str, digest: str) -> Store:
+    """The store that holds an artifact of a version: this one, or that in which it was registered.
 
     Raises:
-        StoreError: Its weights are in neither.
+        StoreError: It is in neither.
     """
-    digest = version.reference.models
     for home in (store, Store(version.uri.rstrip("/").rsplit("/", 2)[0])):
         try:
-            home.open(home.uri("models", digest), kind="models", verify="size")
+            home.open(home.uri(kind, digest), kind=kind, verify="size")
         except StoreError:
             continue
         return home
     raise StoreError(
-        f"the weights of version {version.number}, the champion, are gone: models {digest[:12]} is neither in this "
-        "store nor where it was registered; bring the artifact back, or roll back with `medssl promote --rollback`"
+        f"version {version.number} in the model registry: its {kind} {digest[:12]} is neither in this store nor where "
+        "it was registered; bring the artifact back, or roll back with `medssl promote --rollback`"
     )
 
 
