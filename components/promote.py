@@ -18,12 +18,13 @@ def promote(
 ) -> None:
     """Compare the study's candidate with the champion, and let it take the place if it is better."""
     from medssl.config import CompareConfig, EncoderConfig, PredictConfig, PromoteConfig, SubgroupConfig, TaskConfig
+    from medssl.stages import promotion as stage
     from medssl.stages import train
-    from medssl.stages.promotion import Rules, promote
+    from medssl.stages.contest import Rules
     from medssl.store import Store
 
     store = Store.from_environment()
-    made = promote(
+    made = stage.promote(
         store,
         Rules(
             promote=PromoteConfig.model_validate(config["promote"]),

@@ -34,6 +34,7 @@ from medssl.config import (
 from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
 from medssl.progress import Progress
 from medssl.stages import analysis, data, promotion, train
+from medssl.stages.contest import Rules
 from medssl.stages.step import Made
 from medssl.store import STORE_VARIABLE, Store
 from medssl.verification.folder import verify
@@ -283,7 +284,7 @@ def _promote(call: Call) -> Made:
     names = ("promote", "compare", "subgroups", "predict", "task")
     return promotion.promote(
         call.store,
-        promotion.Rules(**{name: getattr(study, name) for name in names}),
+        Rules(**{name: getattr(study, name) for name in names}),
         encoder=study.encoders[_named(study.arms, study.promote.arm).encoder],
         data=call.data,
         study_id=study.name,

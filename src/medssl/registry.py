@@ -1,8 +1,8 @@
 """The model registry: versions by reference, and who is champion, in MLflow's registry on SQLite or on a server.
 
 MLflow can move an alias, but not only if it still points where one thought. So who is champion is kept as a list of
-moves, the versions of a second registered model, `<name>.history`: MLflow numbers versions without gaps and never gives
-one number twice, on a database and behind a server alike. Each move names the one that it follows. Of two that
+moves, the versions of a second registered model, `<name>.history`: MLflow gives versions rising numbers, and no two the
+same, on a database and behind a server alike. Each move names the one that it follows. Of two that
 follow the same, the one with the lower number counts and the other does not, whoever reads the list; nothing is locked,
 so nobody can leave a lock behind. The alias `champion` shows the result to people and to other programs.
 

@@ -39,13 +39,14 @@ from medssl.shardset import Cohort as Images
 from medssl.shardset import ShardSet
 from medssl.stages import data, promotion, train
 from medssl.stages import step as steps
+from medssl.stages.contest import Champion, Rules
 from medssl.stages.step import Made
 from medssl.store import Artifact, Store, file_digest, write_json
 from medssl.train.checkpoint import save_weights
 
 ENCODER = EncoderConfig(depth=18, width=0.125)
 TASK = TaskConfig(findings=("Atelectasis", "Pleural Effusion"), uncertain="u_ones")
-RULES = promotion.Rules(
+RULES = Rules(
     PromoteConfig(enabled=True, arm="micle", auto_first=True, margin=0.9, ece_margin=0.9),
     CompareConfig(num_replicates=100),
     SubgroupConfig(by=("sex",), min_patients=5),
@@ -154,7 +155,7 @@ def promote(
     *,
     skill: float,
     own: train.Data | None = None,
-    rules: promotion.Rules = RULES,
+    rules: Rules = RULES,
     compare: Callable[..., Artifact] = comparison,
 ) -> dict[str, Any]:
     """Let a model try to become champion of `name`; returns what was decided."""
@@ -303,7 +304,7 @@ def test_a_champion_of_another_store_is_found_where_it_was_registered_and_told_w
 ) -> None:
     promote(world, models.name, 1, skill=0.0)
     elsewhere = Store(str(tmp_path / "store"))
-    champion = promotion.Champion.find(elsewhere, models)
+    champion = Champion.find(elsewhere, models)
     assert champion is not None
     assert champion.models.digest == champion.version.reference.models
     moved = models.register(replace(champion.version.reference, models="0" * 64), uri="/nowhere/models/0", run_id="")
@@ -312,4 +313,4 @@ def test_a_champion_of_another_store_is_found_where_it_was_registered_and_told_w
         BadInputError,
         match="version 2 in the model registry: its models 000000000000 is neither",
     ):
-        promotion.Champion.find(elsewhere, models)
+        Champion.find(elsewhere, models)
