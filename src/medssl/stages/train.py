@@ -277,7 +277,7 @@ def predict(
     external_uri: str | None,
     code_version: str,
 ) -> steps.Made:
-    """Predict validation, test and external sets with every model of one arm; no other stage opens test images."""
+    """Predict validation, test and external sets with every model of one arm; only `rescore` opens test images too."""
     from medssl.train.jobs import ExternalSet, PredictItem, PredictJob
     from medssl.train.launch import launch
 
