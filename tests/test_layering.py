@@ -51,7 +51,7 @@ def layer_of(module: str) -> str | None:
         return top
     if top != "medssl":
         return None
-    if rest in ("__main__", "compare_command", "table_commands", "weight_commands"):
+    if rest in ("__main__", "compare_command", "report_command", "table_commands", "weight_commands"):
         return "command"
     part = rest.partition(".")[0]
     return part if part in MAY_IMPORT else BASE

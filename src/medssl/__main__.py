@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import compare_command, layout, schema, table_commands, weight_commands
+from medssl import compare_command, layout, report_command, schema, table_commands, weight_commands
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -298,7 +298,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medssl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tools(commands)
-    on_tables_of = {**table_commands.COMMANDS, "compare": compare_command.COMMAND}
+    on_tables_of = {
+        **table_commands.COMMANDS,
+        "compare": compare_command.COMMAND,
+        "write_report": report_command.COMMAND,
+    }
     for stage, (module, inputs, call) in STAGES.items():
         text = getattr({"data": data, "train": train, "analysis": analysis}[module], stage).__doc__ or ""
         command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)

@@ -22,8 +22,6 @@ from medssl.analysis.results import (
 from medssl.analysis.tables import Cell, Column, Table
 from medssl.metrics import Metric
 
-_ALL_FINDINGS = ""
-
 
 def difference_rows(results: Results, where: Evaluation, *, metrics: Sequence[Metric]) -> list[Row]:
     """Metrics rows of paired differences, by pair, label fraction, metric, finding and resampling unit."""
@@ -138,16 +136,9 @@ def verdict(row: Row, *, alpha: float, declared: bool = False) -> str:
 
 
 def delong(results: Results, where: Evaluation) -> Table:
-    """DeLong's intervals and p values of differences in AUC beside the bootstrap's: a cross-check without resampling.
-
-    Rows without them, such as those of accuracies, are left out.
-    """
-    metrics = [Metric("mean_auc", None, "auc"), Metric("auc", None, "")]
-    found = [
-        row
-        for row in difference_rows(results, where, metrics=metrics)
-        if row["delong_p"] is not None and row["class"] == _ALL_FINDINGS
-    ]
+    """DeLong's intervals and p values of differences in mean AUC beside the bootstrap's: a cross-check."""
+    mean = Metric("mean_auc", None, "auc")
+    found = [row for row in difference_rows(results, where, metrics=[mean]) if row["delong_p"] is not None]
     rows = [
         (
             pair_name(results, row),

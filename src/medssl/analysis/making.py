@@ -17,7 +17,7 @@ def lead(inputs: ReportInputs, results: Results) -> list[Part]:
         ("Cases", inputs.index_summary.get("cases") if results.unit_kind == "case" else None, "ingest"),
         ("Patients", inputs.index_summary.get("patients"), "ingest"),
         ("Arms", len(results.arms), ""),
-        ("Fine-tuned models", len(inputs.models), ""),
+        ("Fine-tuned models", len(inputs.models) or None, ""),
         ("Patients in two splits", leaked, "assign_splits"),
     ]
     notes: list[Part] = [Note(note) for note in inputs.study["report"]["notes"]] if inputs.study else []
@@ -25,9 +25,9 @@ def lead(inputs: ReportInputs, results: Results) -> list[Part]:
 
 
 def sections_of(inputs: ReportInputs, results: Results) -> list[Section]:
-    """The sections but lineage, in the order of the page; without a study only those that tables fill."""
+    """The sections but lineage, in the order of the page; only those that something is known of."""
     made = [_training(inputs, results)]
-    if inputs.study:
+    if inputs.splits_summary or inputs.index_summary:
         made.append(_data(inputs, results))
     return [*made, _rejected(inputs, results)]
 
@@ -68,8 +68,10 @@ def _data(inputs: ReportInputs, results: Results) -> Section:
 
 def _rejected(inputs: ReportInputs, results: Results) -> Section:
     parts: list[Part] = []
-    if inputs.study:
-        parts += [*_refused_images(inputs), *_refused_settings(inputs, results)]
+    if inputs.shards_summary:
+        parts += _refused_images(inputs)
+    if inputs.selection:
+        parts += _refused_settings(inputs, results)
     parts.append(Heading("Values and intervals"))
     missing = outcomes.not_evaluated(results)
     parts.append(
@@ -116,7 +118,7 @@ def lineage(inputs: ReportInputs, results: Results, top: Iterable[Part], made: S
     """
     parts: list[Part] = []
     folded: list[Part] = []
-    if inputs.study:
+    if inputs.models:
         models = inventory.models(inputs.models, results.arms, **_score(results))
         folded.append(Details(f"The {len(models.rows)} fine-tuned models", (models,)))
     if inputs.lineage:

@@ -74,10 +74,12 @@ def _beside(
     for value in sorted(values, key=lambda v: _order(v, values)):
         matching = _arms_of(value, described, groups)
         is_matched |= bool(matching)
+        is_here = False
         for arm in matching or [""]:
             own, number = _own(value, results, where, arm)
-            num_here += number is not None
+            is_here |= number is not None
             rows.append(_row(value, own, number, results.arms.get(arm, "") if len(matching) > 1 else ""))
+        num_here += is_here
     columns = [tables.text(""), tables.text("Method"), Column("Published"), Column("Here"), Column("Difference")]
     ours = "the selected model [its interval]" if name == SELECTED else "mean ± standard deviation over repeats"
     caption = f"Table {name} of the supplement, {_TITLES[name]}: as printed, and {ours} on {results.place(where)} here."

@@ -170,7 +170,7 @@ def to_latex(table: Table) -> str:
         rf"\caption{{{_latex(table.caption)}}} \\ \hline",
         " & ".join(_latex(column.label) for column in columns) + r" \\ \hline \endhead",
     ]
-    mark = _marks(table)
+    mark = marks(table)
     heading = None
     for row in table.rows:
         if table.grouped and row[0] != heading:
@@ -192,7 +192,7 @@ def _latex_cell(cell: Cell, mark: Mapping[str, str]) -> str:
 
 def to_html(table: Table) -> str:
     """The table in a container that scrolls by itself, with its footnotes below it."""
-    mark = _marks(table)
+    mark = marks(table)
     columns = table.columns[1:] if table.grouped else table.columns
     head = "".join(f'<th scope="col"{_align(column)}>{escape(column.label)}</th>' for column in columns)
     caption_id = f"caption-{table.name}"
@@ -250,11 +250,11 @@ def link(task: str, markup: str) -> str:
 
 def task_anchor(task: str) -> str:
     """The id of a task's row; different tasks have different ones."""
-    plain = "".join(c if re.fullmatch(r"[A-Za-z0-9_-]", c) else "-" if c == " " else f".{ord(c):x}." for c in task)
+    plain = "".join(c if re.fullmatch(r"[A-Za-z0-9_-]", c) else ":" if c == " " else f".{ord(c):x}." for c in task)
     return f"task-{plain}"
 
 
-def _marks(table: Table) -> dict[str, str]:
+def marks(table: Table) -> dict[str, str]:
     """The mark of each footnote."""
     return dict(zip(_notes(table), _letters(), strict=False))
 
