@@ -9,6 +9,7 @@ two are settings, so that torchvision's weights fit, too.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final, Literal
 
 import torch
@@ -254,7 +255,10 @@ class Head(nn.Linear):
 
         The eight bits of bfloat16 would tie a great part of the scores, by which units are ranked.
         """
-        with torch.autocast(representation_ND.device.type, enabled=False):
+        device = representation_ND.device.type
+        # The meta device, on which shapes and operations are counted, has no autocast to turn off.
+        reduced = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if reduced else nullcontext():
             representation_ND = representation_ND.float()
             if fusion_MN is None:
                 return super().forward(representation_ND)
