@@ -104,7 +104,7 @@ class Browser:
         """The value of an expression within the page, as JSON has it."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
-        return answer["result"]["value"]
+        return answer["result"].get("value")
 
     def screenshot(self, path: Path, *, whole: bool = False):
         """The page as PNG: what is in view, or all of it."""

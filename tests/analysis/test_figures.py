@@ -143,14 +143,23 @@ def test_panels_of_one_quantity_share_their_scale_and_others_do_not(monkeypatch)
     assert second[0] < 0.15 < 0.85 < first[1]
 
 
-def test_marks_of_another_source_are_hollow_stars_in_the_colour_of_their_line(monkeypatch):
+def test_marks_of_another_source_are_large_and_hollow_in_shape_and_colour_of_their_line(monkeypatch):
     caught = []
     monkeypatch.setattr(lines, "drawn", lambda figure, about: caught.append(figure))
     lines.points([panel(line("a"), line("b", 0.5, marks=((0.1, 0.55), (1.0, 0.75))))], ABOUT)
-    (stars,) = (drawn for drawn in caught[0].axes[0].lines if drawn.get_marker() == "*")
-    assert list(stars.get_ydata()) == [0.55, 0.75]
-    assert stars.get_color() == canvas.COLOURS[1]
-    assert stars.get_markerfacecolor() == "none"
+    (marks,) = (drawn for drawn in caught[0].axes[0].lines if drawn.get_markerfacecolor() == "none")
+    assert list(marks.get_ydata()) == [0.55, 0.75]
+    assert (marks.get_color(), marks.get_marker()) == (canvas.COLOURS[1], canvas.MARKERS[1])
+    assert marks.get_markersize() > 8
+
+
+@pytest.mark.parametrize(("fractions", "rotation"), [([0.1, 0.5, 1.0], 0.0), ([0.1, 0.9, 1.0], 60.0)])
+def test_labels_of_ticks_that_are_near_one_another_are_turned(monkeypatch, fractions, rotation):
+    caught = []
+    monkeypatch.setattr(lines, "drawn", lambda figure, about: caught.append(figure))
+    ticks = [(fraction, f"{100 * fraction:g}") for fraction in fractions]
+    lines.points([Panel("", "Share", "AUC", [Line("a", fractions, [0.5, 0.6, 0.7])], ticks)], ABOUT)
+    assert {label.get_rotation() for label in caught[0].axes[0].get_xticklabels()} == {rotation}
 
 
 def test_a_difference_is_filled_where_its_interval_excludes_0_and_crossed_where_there_is_none(monkeypatch):

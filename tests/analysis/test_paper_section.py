@@ -229,10 +229,10 @@ def test_label_efficiency_marks_what_table_b5_prints_for_the_same_arm(tmp_path):
     arms = [SUPERVISED, ("other", "ResNet-50 (4x)", "SimCLR Elsewhere")]
     page_of(derm_metrics(arms), arms, tmp_path)
     html = (tmp_path / "index.html").read_text()
-    assert "Hollow stars: what the paper&#x27;s table B.5 prints" in html
+    assert "Large hollow marks: what the paper&#x27;s table B.5 prints" in html
     arms = [("other", "ResNet-50 (4x)", "SimCLR Elsewhere")]
     page_of(derm_metrics(arms), arms, tmp_path)
-    assert "Hollow stars" not in (tmp_path / "index.html").read_text()
+    assert "hollow marks" not in (tmp_path / "index.html").read_text()
 
 
 def test_skin_types_have_a_bar_an_arm_for_both_accuracies(drawings):

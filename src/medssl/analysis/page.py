@@ -33,7 +33,7 @@ nav ol { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; margin: 1rem 0 0; p
 .facts div { padding: 0.7rem 0.9rem; border-radius: 0.4rem; background: var(--tint); }
 .facts dt { color: var(--soft); font-size: 0.85rem; line-height: 1.3; }
 .facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { margin: 1rem 0 0.25rem; overflow-x: auto; }
+.scroll { position: relative; margin: 1rem 0 0.25rem; overflow-x: auto; } /* marks of footnotes scroll along */
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { min-width: min(30rem, 100%); border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; }
 caption { padding-bottom: 0.5rem; text-align: left; }

@@ -67,7 +67,7 @@ def label_efficiency(
 ) -> Figure | None:
     """Metrics against the label fraction, a panel an architecture and metric; None where nowhere evaluable.
 
-    Hollow stars are the values of the paper's table B.5, on the study's own test split.
+    Hollow marks are the values of the paper's table B.5, on the study's own test split.
 
     Args:
         results: The metrics.
@@ -93,7 +93,7 @@ def label_efficiency(
     title = f"{what} on {results.place(where)} by share of training labels"
     caption = f"{title}. Points are means over repeats, bars one standard deviation to each side."
     if any(line.marks for panel in panels for line in panel.lines):
-        caption += f" Hollow stars: what the paper's table {_ANCHORS} prints for the same names."
+        caption += f" Large hollow marks: what the paper's table {_ANCHORS} prints for the same names."
     return _points(panels, f"{name or 'label-efficiency'}-{slug(where)}", title, caption)
 
 

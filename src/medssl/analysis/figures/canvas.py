@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from medssl.analysis.drawing import About, Drawing
 
@@ -46,6 +47,7 @@ _STYLE: dict[Any, Any] = {
 _PANEL_IN = (5.4, 3.3)  # width and height of one panel, inches
 _PX_PER_PT = 4 / 3  # of CSS; matplotlib draws in points
 _PNG_DPI = 110
+_NAME_AT = 1.04  # where names of lines begin, share of the panel's width
 _LABEL_GAP = 0.065  # least distance of two names, share of the panel's height
 
 
@@ -85,9 +87,12 @@ def grid(num_panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def name_ends(axis: Axes, ends: Sequence[tuple[str, float, float]], look: dict[str, Style]) -> None:
-    """Write each name right of its line's last point (x, y), moved apart where two would overlap."""
-    low, high = axis.get_ylim()
-    placed = sorted(((y - low) / (high - low), x, y, name) for name, x, y in ends)
+    """Write each name right of its line's last point (x, y), moved apart where two would overlap.
+
+    The axes must have their scales by now: a thin line leads from the point to its name, which lies outside of them.
+    """
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    placed = sorted(((y - low) / (high - low), (x - left) / (right - left), name) for name, x, y in ends)
     gap = min(_LABEL_GAP, 1 / max(1, len(placed)))
     heights = [height for height, *_ in placed]
     for upper in range(1, len(heights)):
@@ -96,16 +101,17 @@ def name_ends(axis: Axes, ends: Sequence[tuple[str, float, float]], look: dict[s
         heights[-1] = 1.0
         for lower, upper in reversed(list(pairwise(range(len(heights))))):
             heights[lower] = min(heights[lower], heights[upper] - gap)
-    for height, (_, x, y, name) in zip(heights, placed, strict=True):
-        arrow = {"arrowstyle": "-", "color": look[name].colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
-        arrow |= {"relpos": (0, 0.5)}  # to the left end of the name, never through it
-        axis.annotate(
-            name, (x, y), (1.04, height), "data", "axes fraction", arrow, annotation_clip=False, va="center", size=8.5
-        )
+    for height, (y, x, name) in zip(heights, placed, strict=True):
+        leader = Line2D((x, _NAME_AT), (y, height), color=look[name].colour, linewidth=0.8)
+        leader.set(transform=axis.transAxes, clip_on=False)
+        axis.add_line(leader)
+        axis.text(_NAME_AT + 0.005, height, name, transform=axis.transAxes, va="center", size=8.5)
 
 
 def drawn(figure: Figure, about: About) -> Drawing:
     """The figure as an <svg> element with a title and a description for those who cannot see it, and as PNG."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it stands now; to find it once more for each file takes most of the time
     return Drawing(_svg(figure, about), _png(figure))
 
 

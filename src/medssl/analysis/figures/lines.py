@@ -1,6 +1,7 @@
 """Figures of series: few points with error bars, many with bands, and reliability curves."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,11 +9,12 @@ from matplotlib.figure import Figure
 from medssl.analysis.drawing import About, Drawing, Line, Panel
 from medssl.analysis.figures.canvas import INK, Style, drawn, grid, name_ends, styled, styles
 
+_CROWDED = 0.13  # neighbouring ticks nearer than this share of the range of x run into one another
 _SHIFT = 0.008  # between lines at one x, share of the range of x
 
 
 def points(panels: Sequence[Panel], about: About) -> Drawing:
-    """Few points a series, with markers and error bars; hollow stars are the marks of another source."""
+    """Few points a series, with markers and error bars; large hollow markers are the marks of another source."""
     with styled():
         figure, axes, look = _panels(panels)
         for axis, panel in zip(axes, panels, strict=True):
@@ -42,7 +44,7 @@ def _draw_points(axis: Axes, line: Line, style: Style, shift: float) -> None:
     if line.marks:
         marked_x, marked_y = zip(*line.marks, strict=True)
         shifted = [value + shift for value in marked_x]
-        axis.plot(shifted, marked_y, "*", color=style.colour, markerfacecolor="none", markersize=10)
+        axis.plot(shifted, marked_y, style.marker, color=style.colour, markerfacecolor="none", markersize=9)
 
 
 def _share_scales(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
@@ -92,7 +94,10 @@ def _panels(panels: Sequence[Panel]) -> tuple[Figure, list[Axes], dict[str, Styl
         axis.set_ylabel(panel.y_label)
         axis.grid(axis="y")
         if panel.x_ticks:
-            axis.set_xticks([x for x, _ in panel.x_ticks], [label for _, label in panel.x_ticks])
+            positions = [x for x, _ in panel.x_ticks]
+            axis.set_xticks(positions, [label for _, label in panel.x_ticks])
+            if any(right - left < _CROWDED * (positions[-1] - positions[0]) for left, right in pairwise(positions)):
+                axis.tick_params(axis="x", labelrotation=60)
     return figure, axes, styles(line.name for panel in panels for line in panel.lines)
 
 
