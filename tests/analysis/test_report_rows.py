@@ -156,6 +156,12 @@ def test_gaps_show_the_corrected_one_with_interval_beside_the_one_as_it_stands()
     assert {cell.task for line in made.rows for cell in line[2:4]} == {"analyze_subgroups"}
 
 
+def test_a_gap_that_could_not_be_had_says_why_once():
+    lost = gap("sex", estimate=None, ci_low=None, ci_high=None, p=None, status="not_evaluable", reason="1 group")
+    made = groups.gaps(read([*grouped(BY_SEX, (0.5, 0.53)), lost]), TEST, ALL, pairs=False)
+    assert [(cell.text, cell.note) for cell in made.rows[0][2:]] == [("–", ""), ("not evaluable", "1 group"), ("–", "")]
+
+
 def test_gaps_of_two_attributes_and_differences_of_gaps_have_tables_of_their_own():
     found = read(group_rows())
     (pairs,) = texts(groups.gaps(found, TEST, ALL, pairs=True))

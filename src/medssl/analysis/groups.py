@@ -119,7 +119,8 @@ def gaps(results: Results, where: Evaluation, labels: Labels, *, pairs: bool) ->
             row = gap_row(results, where, attribute, labels, arm)
             if row is None:
                 continue
-            raw = with_interval(gap_row(results, where, attribute, labels, arm, "_raw"))
+            raw_row = gap_row(results, where, attribute, labels, arm, "_raw")
+            raw = with_interval(raw_row) if raw_row else Cell("–")
             raw_cell = Cell(raw.text, raw.note.removeprefix("interval withheld: "), task=raw.task)
             rows.append((sentence(in_words(attribute)), name, raw_cell, with_interval(row), p_value(row["p"])))
     columns = [tables.text("By"), tables.text("Arm"), Column("Gap as it stands")]

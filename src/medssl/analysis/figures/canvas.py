@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from medssl.analysis.drawing import About, Drawing
 
@@ -47,6 +48,8 @@ _STYLE: dict[Any, Any] = {
 _PANEL_IN = (5.4, 3.3)  # width and height of one panel, inches
 _PX_PER_PT = 4 / 3  # of CSS; matplotlib draws in points
 _PNG_DPI = 110
+_PAD_IN = 0.1  # around all that is drawn
+_DOTS = (0, (1, 2))  # of leaders to names: no dash of a series
 _NAME_AT = 1.04  # where names of lines begin, share of the panel's width
 _LABEL_GAP = 0.065  # least distance of two names, share of the panel's height
 
@@ -89,7 +92,7 @@ def grid(num_panels: int) -> tuple[Figure, list[Axes]]:
 def name_ends(axis: Axes, ends: Sequence[tuple[str, float, float]], look: dict[str, Style]) -> None:
     """Write each name right of its line's last point (x, y), moved apart where two would overlap.
 
-    The axes must have their scales by now: a thin line leads from the point to its name, which lies outside of them.
+    The axes must have their scales by now: thin dots lead from the point to its name, which lies outside of them.
     """
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
     placed = sorted(((y - low) / (high - low), (x - left) / (right - left), name) for name, x, y in ends)
@@ -102,30 +105,32 @@ def name_ends(axis: Axes, ends: Sequence[tuple[str, float, float]], look: dict[s
         for lower, upper in reversed(list(pairwise(range(len(heights))))):
             heights[lower] = min(heights[lower], heights[upper] - gap)
     for height, (y, x, name) in zip(heights, placed, strict=True):
-        leader = Line2D((x, _NAME_AT), (y, height), color=look[name].colour, linewidth=0.8)
-        leader.set(transform=axis.transAxes, clip_on=False)
+        leader = Line2D((x, _NAME_AT), (y, height), color=look[name].colour, linewidth=0.8, alpha=0.8)
+        leader.set(linestyle=_DOTS, transform=axis.transAxes, clip_on=False)
         axis.add_line(leader)
         axis.text(_NAME_AT + 0.005, height, name, transform=axis.transAxes, va="center", size=8.5)
 
 
 def drawn(figure: Figure, about: About) -> Drawing:
     """The figure as an <svg> element with a title and a description for those who cannot see it, and as PNG."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it stands now; to find it once more for each file takes most of the time
-    return Drawing(_svg(figure, about), _png(figure))
-
-
-def _png(figure: Figure) -> bytes:
+    # Layout and edges are found once; to find them for each file would take most of the time.
     FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    edges = figure.get_tightbbox().padded(_PAD_IN)
+    return Drawing(_svg(figure, about, edges), _png(figure, edges))
+
+
+def _png(figure: Figure, edges: Bbox) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=_PNG_DPI, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=_PNG_DPI, facecolor="white", bbox_inches=edges, metadata={"Software": None})
     return out.getvalue()
 
 
-def _svg(figure: Figure, about: About) -> str:
+def _svg(figure: Figure, about: About, edges: Bbox) -> str:
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
+    figure.savefig(out, format="svg", transparent=True, bbox_inches=edges, metadata=nothing)
     body = out.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
