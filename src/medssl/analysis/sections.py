@@ -136,7 +136,7 @@ def _significance(results: Results) -> Section:
         if checked.rows:
             parts.append(Details(f"Cross-check by DeLong's method ({place})", (checked,)))
     if not parts:
-        return Section("significance", "Significance", ("The study compares no pair of arms.",))
+        return Section("significance", "Significance", ("No pair of arms was compared.",))
     return Section("significance", "Significance", (_how_compared(results), *parts))
 
 
@@ -182,7 +182,7 @@ def _subgroups(results: Results, config: Json, is_asked: bool) -> Section:
         "A gap is freed of the upward bias of a largest difference; p is that of a gap as large as the observed one "
         f"among groups drawn by lot.{comparable} {every} and group: {METRICS_FILE}."
     )
-    return Section("subgroups", "Subgroups", (intro, *parts) if parts else ("The study asks for no subgroups.",))
+    return Section("subgroups", "Subgroups", (intro, *parts) if parts else ("No subgroup was evaluated.",))
 
 
 def _by_attribute(results: Results, where: Evaluation, attribute: str, config: Json) -> list[Part]:
