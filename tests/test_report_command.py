@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,16 +50,17 @@ def bytes_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_tables_become_a_page_with_its_figures_and_tables_beside_it(
-    files: Path, made: ReportInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, summary = tmp_path / "new" / "report", tmp_path / "counts.json"
-    assert write_report(*all_options(files), "--out", out, "--summary", summary) == 0
-    counts = json.loads(summary.read_text())
-    assert capsys.readouterr().out == (
-        f"{made.metrics.num_rows:,} rows of metrics, {counts['num_tables']} tables, {counts['num_figures']} figures in "
-        "report\n"
-    )
+@pytest.fixture(scope="module")
+def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of all tables, with its counts beside it."""
+    folder = tmp_path_factory.mktemp("whole") / "new"
+    options = ("--out", folder / "report", "--summary", folder / "counts.json")
+    assert write_report(*all_options(files), *options) == 0
+    return folder
+
+
+def test_tables_become_a_page_with_its_figures_and_tables_beside_it(whole: Path) -> None:
+    counts, out = json.loads((whole / "counts.json").read_text()), whole / "report"
     page = Page((out / "index.html").read_text())
     assert len(page.tables) == counts["num_tables"] == len(list(out.glob("tables/*.tex")))
     assert counts["num_figures"] == len(list(out.glob("figures/*.png"))) == len(list(out.glob("figures/*.svg")))
@@ -68,37 +68,33 @@ def test_tables_become_a_page_with_its_figures_and_tables_beside_it(
     assert {"label-efficiency-phantom-test", "pretraining", "finetuning", "reliability-1-phantom-test"} <= figures
 
 
-def test_the_same_tables_give_the_same_bytes_from_the_study_file_and_from_a_runs_folder(
-    files: Path, tmp_path: Path
+def test_the_same_rows_give_the_same_bytes_from_several_files_and_with_the_study_of_a_runs_folder(
+    files: Path, made: ReportInputs, whole: Path, tmp_path: Path
 ) -> None:
-    write_report(*all_options(files), "--out", tmp_path / "a")
-    write_report(*all_options(files)[:-1], files / "study.json", "--out", tmp_path / "b")
-    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    is_grouped = [group != "all" for group in made.metrics["subgroup"].to_pylist()]
+    parts = [made.metrics.filter(pa.array([not one for one in is_grouped])), made.metrics.filter(is_grouped)]
+    names = [tmp_path / f"{number}.parquet" for number in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        schema.write(part, schema.METRICS, name)
+    others = all_options(files)[2:-1]
+    assert write_report("--metrics", *names, *others, files / "study.json", "--out", tmp_path / "out") == 0
+    found, expected = bytes_of(tmp_path / "out"), bytes_of(whole / "report")
+    in_order = Path("tables/metrics.csv")  # keeps the order of the files
+    assert sorted(found.pop(in_order).splitlines()) == sorted(expected.pop(in_order).splitlines())
+    assert found == expected
 
 
 def test_metrics_alone_make_a_page_in_which_arms_have_their_own_names(
-    files: Path, made: ReportInputs, tmp_path: Path
+    files: Path, made: ReportInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write_report("--metrics", files / "metrics.parquet", "--out", tmp_path) == 0
+    assert f"{made.metrics.num_rows:,} rows of metrics, " in capsys.readouterr().out
     shown = by_heading(Page((tmp_path / "index.html").read_text()).tables["results-phantom-test"])
     assert {arm for arm, _ in shown} == {"micle", "random", "simclr"}
     wanted = {"arm_a": "micle", "arm_b": None, "split": "test", "metric": "mean_auc", "repeat": "mean"}
     wanted |= {"label_fraction": 1.0, "subgroup": "all"}
     (row,) = (r for r in made.metrics.to_pylist() if all(r[k] == v for k, v in wanted.items()))
     assert shown["micle", "100 %"][0][1] == f"{row['estimate']:.3f} ± {row['std']:.3f}"
-
-
-def test_metrics_of_several_files_are_shown_together(files: Path, made: ReportInputs, tmp_path: Path) -> None:
-    whole = made.metrics
-    is_grouped = [group != "all" for group in whole["subgroup"].to_pylist()]
-    parts = {"compare": whole.filter(pa.array([not one for one in is_grouped])), "groups": whole.filter(is_grouped)}
-    for name, part in parts.items():
-        schema.write(part, schema.METRICS, tmp_path / f"{name}.parquet")
-    both = (tmp_path / "compare.parquet", tmp_path / "groups.parquet")
-    write_report("--metrics", *both, "--arms", files / "arms.parquet", "--out", tmp_path / "parts")
-    write_report("--metrics", files / "metrics.parquet", "--arms", files / "arms.parquet", "--out", tmp_path / "whole")
-    pages = [Page((tmp_path / name / "index.html").read_text()).tables for name in ("parts", "whole")]
-    assert pages[0] == pages[1]
 
 
 def test_curves_that_compare_wrote_stand_for_those_of_predictions(files: Path, tmp_path: Path) -> None:
@@ -116,7 +112,8 @@ def test_it_works_without_torch_or_mlflow_in_a_process_of_its_own(files: Path, t
         "import sys; from medssl.__main__ import main; code = main(sys.argv[1:]); "
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'sklearn', 'mlflow', 'kfp', 'apache_beam')))"
     )
-    arguments = ["write-report", *map(str, all_options(files)), "--out", str(tmp_path)]
+    options = ("--metrics", files / "metrics.parquet", "--predictions", files / "predictions.parquet")
+    arguments = ["write-report", *map(str, options), "--out", str(tmp_path)]
     assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True).returncode == 0
 
 
@@ -170,12 +167,3 @@ def test_tables_that_make_no_report_are_refused_with_a_reason(
     assert str(files) not in error
     assert str(tmp_path) not in error
     assert not (tmp_path / "out" / "index.html").exists()
-
-
-def test_a_report_is_written_over_an_earlier_one(files: Path, made: ReportInputs, tmp_path: Path) -> None:
-    changed = replace(made, metrics=made.metrics.slice(0, made.metrics.num_rows // 2))
-    schema.write(changed.metrics, schema.METRICS, tmp_path / "half.parquet")
-    write_report("--metrics", tmp_path / "half.parquet", "--out", tmp_path / "out")
-    first = (tmp_path / "out" / "index.html").read_text()
-    write_report("--metrics", files / "metrics.parquet", "--out", tmp_path / "out")
-    assert (tmp_path / "out" / "index.html").read_text() != first
