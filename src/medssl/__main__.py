@@ -14,6 +14,7 @@ from medssl import (
     compare_command,
     layout,
     promotion_command,
+    report_command,
     schema,
     table_commands,
     weight_commands,
@@ -325,7 +326,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medssl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tools(commands)
-    on_tables_of = {**table_commands.COMMANDS, "compare": compare_command.COMMAND}
+    on_tables_of = {
+        **table_commands.COMMANDS,
+        "compare": compare_command.COMMAND,
+        "write_report": report_command.COMMAND,
+    }
     for stage, (module, inputs, call) in STAGES.items():
         text = getattr(MODULES[module], stage).__doc__ or ""
         command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)

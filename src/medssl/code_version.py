@@ -127,7 +127,8 @@ def stage_version(stage_module: str, function: str) -> str:
     hasher = hashlib.sha256()
     for tree in trees:
         hasher.update(ast.unparse(tree).encode())
-    for file in sorted(files):
+    # A module's data, such as published tables, lies in the folder of its name.
+    for file in sorted(files | {data for path in files for data in path.with_suffix("").glob("*.csv")}):
         hasher.update(str(file.relative_to(SOURCE_DIR)).encode() + b"\0" + file.read_bytes())
     for distribution, version in sorted(_versions(third_party)):
         hasher.update(f"{distribution}=={version}\n".encode())

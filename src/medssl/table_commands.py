@@ -22,17 +22,19 @@ class TableCommand:
     Attributes:
         add_options: Adds what it takes.
         run: Carries it out.
+        out: What `--out` is.
     """
 
     add_options: Callable[["argparse._ArgumentGroup"], None]
     run: Callable[[argparse.Namespace], None]
+    out: str = "Parquet file to write"
 
 
 def add(parser: argparse.ArgumentParser, command: TableCommand) -> None:
     """Let `parser` take `command`'s options in place of a study."""
     with_study = parser.get_default("command")
     options = parser.add_argument_group("without a study, from table to table")
-    options.add_argument("--out", type=Path, help="Parquet file to write")
+    options.add_argument("--out", type=Path, help=command.out)
     options.add_argument("--summary", type=Path, help="JSON file for all counts")
     command.add_options(options)
 

@@ -4,9 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medssl.analysis import outcomes, tables
-from medssl.analysis.outcomes import reported, slug
+from medssl.analysis.outcomes import reported
 from medssl.analysis.page import Details, Part
-from medssl.analysis.results import Evaluation, Labels, Results, sentence, with_interval, with_spread, words
+from medssl.analysis.results import (
+    COMPARE,
+    Evaluation,
+    Labels,
+    Results,
+    sentence,
+    slug,
+    with_interval,
+    with_spread,
+    words,
+)
 from medssl.analysis.tables import Column, Table
 from medssl.metrics import OTHER, PRIMARY, TOP_K, Metric
 
@@ -63,7 +73,7 @@ def all_metrics(
     caption = f"The paper's metrics on {results.place(where)}: {what}. {MEANS}"
     columns = [tables.text("Arm"), Column("Labels")]
     columns += [Column(sentence(words(metric.name, metric.k))) for metric in metrics]
-    return tables.build(f"{name}-{slug(where)}", caption, columns, rows, grouped=len(label_sets) > 1)
+    return tables.build(f"{name}-{slug(where)}", caption, columns, rows, grouped=len(label_sets) > 1, task=COMPARE)
 
 
 def per_condition(results: Results, where: Evaluation, labels: Labels, metric: Metric) -> Table:
@@ -89,7 +99,7 @@ def per_condition(results: Results, where: Evaluation, labels: Labels, metric: M
     )
     name = f"conditions-{metric.log_name.removeprefix('mean_').replace('_', '-')}-{slug(where)}"
     columns = [tables.text("Condition"), Column("Cases with it"), *(Column(results.arms[arm]) for arm in arms)]
-    return tables.build(name, caption, columns, rows)
+    return tables.build(name, caption, columns, rows, task=COMPARE)
 
 
 def skin_type_order(config: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Tables of the report that say how a study was made: settings, choices, models, refused images and digests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from medssl.analysis import tables
@@ -8,6 +9,12 @@ from medssl.analysis.tables import Cell, Column, Table, percent, setting
 from medssl.config import SplitConfig
 
 Json = Mapping[str, Any]
+
+
+def _made_by(task: str, *values: Any) -> list[Cell]:
+    """Cells whose numbers lead to the task that made them."""
+    cells = [value if isinstance(value, Cell) else Cell(str(value)) for value in values]
+    return [cell if tables.is_absent(cell) or not cell.text else replace(cell, task=task) for cell in cells]
 
 
 def settings(study: Json, classes: Sequence[str], *, class_word: str, unit_kind: str) -> Table:
@@ -68,10 +75,13 @@ def pretraining(study: Json) -> Table:
             {"simclr": "SimCLR", "micle": "MICLe"}.get(run["method"], run["method"]),
             run["init"],
             run["dataset"] or study["data"]["name"],
-            run["num_steps"],
-            run["batch_size"],
-            setting(run["learning_rate"]),
-            setting(run["temperature"]),
+            *_made_by(
+                f"pretrain {run['name']}",
+                f"{run['num_steps']:,}",
+                f"{run['batch_size']:,}",
+                setting(run["learning_rate"]),
+                setting(run["temperature"]),
+            ),
             run["augmentation"].replace("_", " "),
         )
         for run in study["pretraining"]
@@ -94,10 +104,13 @@ def selection(rows: Sequence[Json], arms: Mapping[str, str], *, score: str, abse
         (
             arms.get(row["arm_id"], row["arm_id"]),
             percent(row["label_fraction"]),
-            setting(row["learning_rate"]),
-            setting(row["weight_decay"]),
-            tables.real(row["validation_score"], decimals=4, reason=absent),
-            row["step"],
+            *_made_by(
+                f"search_hyperparameters {row['arm_id']}",
+                setting(row["learning_rate"]),
+                setting(row["weight_decay"]),
+                tables.real(row["validation_score"], decimals=4, reason=absent),
+                f"{row['step']:,}",
+            ),
             Cell("chosen", strong=True) if row["chosen"] else "not chosen",
             row["reason"],
         )
@@ -114,13 +127,16 @@ def models(rows: Sequence[Json], arms: Mapping[str, str], *, score: str, absent:
         (
             arms.get(row["arm_id"], row["arm_id"]),
             percent(row["label_fraction"]),
-            row["draw"],
-            row["repeat"],
-            row["num_train_images"],
-            row["num_train_patients"],
-            setting(row["learning_rate"]),
-            setting(row["weight_decay"]),
-            tables.real(row["validation_score"], decimals=4, reason=absent),
+            *_made_by(
+                f"finetune {row['arm_id']}",
+                row["draw"],
+                row["repeat"],
+                f"{row['num_train_images']:,}",
+                f"{row['num_train_patients']:,}",
+                setting(row["learning_rate"]),
+                setting(row["weight_decay"]),
+                tables.real(row["validation_score"], decimals=4, reason=absent),
+            ),
             Cell("selected", strong=True) if row["is_selected"] else "",
             row.get("checkpoint_digest", "")[:12],
         )
@@ -147,6 +163,7 @@ def undecodable(shards_summary: Json) -> tuple[Table, Table]:
         "Images that could not be used, by reason.",
         [tables.text("Reason"), Column("Images")],
         counts,
+        task="write_shards",
     )
     images = [(image["image_id"], image["reason"]) for image in shards_summary.get("undecodable", [])]
     columns = [tables.text("image_id"), tables.text("Reason")]
@@ -159,3 +176,44 @@ def lineage(digests: Json) -> Table:
     columns = [tables.text("Artifact"), tables.text("SHA-256")]
     rows = [(role, str(digest)) for role, digest in sorted(digests.items())]
     return tables.build("lineage", "Digests of everything that this report was made from.", columns, rows)
+
+
+def tasks(study: Json | None, named: Iterable[str]) -> Table:
+    """The tasks behind the numbers, in the order of the pipeline, each with what it read; numbers link to its row.
+
+    Args:
+        study: As JSON values, or None where it is not known.
+        named: Tasks to which numbers of the page link; those that the study does not explain come last.
+    """
+    listed = dict(_tasks(study)) if study else {}
+    listed |= dict.fromkeys(sorted(set(named) - set(listed)), "")
+    rows = [(Cell(task, task=task, anchor=tables.task_anchor(task)), words or "–") for task, words in listed.items()]
+    caption = "Tasks of the study: every number of this page leads to the one that made it."
+    return tables.build("tasks", caption, [tables.text("Task"), tables.text("Made from")], rows)
+
+
+def _tasks(study: Json) -> Iterator[tuple[str, str]]:
+    """Each task and what it reads."""
+    data = "index, splits, shards"
+    yield from (
+        ("fingerprint", "raw data"),
+        ("ingest", "raw data of the digest that fingerprint found"),
+        ("assign_splits", "index"),
+        ("write_shards", "raw data, index"),
+    )
+    for one in (*study.get("pretraining_data", ()), *study.get("external", ())):
+        yield f"prepare_dataset {one['name']}", "raw data of this set"
+    for run in study["pretraining"]:
+        yield f"pretrain {run['name']}", f"{data}; starts from {run['init']}"
+    for stage, inputs in (
+        ("search_hyperparameters", data),
+        ("finetune", f"{data}, select"),
+        ("predict", f"{data}, finetune"),
+    ):
+        for arm in study["arms"]:
+            yield f"{stage} {arm['name']}", f"{inputs}; starts from {arm['init']}"
+        if stage == "search_hyperparameters":
+            yield "select", "search_hyperparameters of all arms"
+    yield "compare", "predict of all arms"
+    yield "analyze_subgroups", "compare"
+    yield "write_report", "all of these"

@@ -1,11 +1,15 @@
 """The report's page: one HTML file that needs no network, no script and no other file."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
+from urllib.parse import urlsplit
 
-from medssl.analysis.tables import Table, to_html
+from medssl.analysis.drawing import Drawing
+from medssl.analysis.tables import Table, link, to_html
 
+_SCHEMES = ("", "http", "https")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #57606a; --paper: #ffffff; --tint: #f4f6f8; --line: #d5dae0;
   --accent: #00568a; --warn: #9a4200; }
@@ -20,6 +24,8 @@ h2 { margin: 3rem 0 0.75rem; padding-top: 1rem; border-top: 2px solid var(--line
 h3 { margin: 2rem 0 0.5rem; font-size: 1.1rem; }
 p { max-width: 46rem; }
 a { color: var(--accent); }
+td a, th a, dd a { color: inherit; text-decoration: underline dotted var(--soft) 1px; text-underline-offset: 0.2em; }
+td a:hover, th a:hover, dd a:hover, :target { color: var(--accent); }
 .kind { margin: 0; color: var(--soft); font-size: 0.85rem; letter-spacing: 0.06em; text-transform: uppercase; }
 .note { margin: 0.75rem 0; padding: 0.6rem 1rem; border-left: 4px solid var(--warn); background: var(--tint); }
 nav ol { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; margin: 1rem 0 0; padding: 0; list-style: none; }
@@ -27,7 +33,7 @@ nav ol { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; margin: 1rem 0 0; p
 .facts div { padding: 0.7rem 0.9rem; border-radius: 0.4rem; background: var(--tint); }
 .facts dt { color: var(--soft); font-size: 0.85rem; line-height: 1.3; }
 .facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { margin: 1rem 0 0.25rem; overflow-x: auto; }
+.scroll { position: relative; margin: 1rem 0 0.25rem; overflow-x: auto; } /* marks of footnotes scroll along */
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { min-width: min(30rem, 100%); border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; }
 caption { padding-bottom: 0.5rem; text-align: left; }
@@ -56,6 +62,7 @@ summary { cursor: pointer; font-weight: 600; }
   nav { display: none; }
   h2, h3, caption { break-after: avoid; }
   tr, figure, .facts div { break-inside: avoid; }
+  td a, th a, dd a { text-decoration: none; }
   .scroll, figure > div { overflow: visible; }
   table { font-size: 7.5pt; }
   th, td { padding-right: 0.5rem; }
@@ -85,20 +92,22 @@ class Figure:
 
     Attributes:
         name: Of its file and of the ids within.
-        svg: An <svg> element, as `figures` makes it.
+        drawing: As `figures` makes it.
         caption: Plain text.
+        task: The task of the study that made what is drawn.
     """
 
     name: str
-    svg: str
+    drawing: Drawing
     caption: str
+    task: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A few figures at a glance: what, and how many."""
+    """A few figures at a glance: what, how many, and the task that counted them ("" where none did)."""
 
-    pairs: tuple[tuple[str, str], ...]
+    items: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,51 @@ def leaves(parts: Iterable[Part]) -> Iterator[Part]:
             yield part
 
 
+def tasks_of(parts: Iterable[Part]) -> set[str]:
+    """The tasks that numbers and figures of the parts lead to."""
+    found: set[str] = set()
+    for part in leaves(parts):
+        if isinstance(part, Table):
+            found |= {part.task} | {cell.task for row in part.rows for cell in row}
+        elif isinstance(part, Figure):
+            found.add(part.task)
+        elif isinstance(part, Facts):
+            found |= {task for *_, task in part.items}
+    return found - {""}
+
+
+def with_links(html: str, urls: Mapping[str, str]) -> str:
+    """A page whose numbers lead to where their tasks are kept, such as runs in MLflow.
+
+    Args:
+        html: A page of `render`.
+        urls: Of each task by its name, as a number's `data-task` has it; numbers of other tasks keep leading to the
+            page's own lineage.
+
+    Raises:
+        ValueError: A URL is neither http(s) nor relative: a browser might run it.
+    """
+    if wrong := sorted({scheme for url in urls.values() if (scheme := urlsplit(url).scheme) not in _SCHEMES}):
+        raise ValueError(f"URLs of tasks: found {wrong[:5]}, expected http, https or none")
+
+    def replaced(match: re.Match[str]) -> str:
+        url = urls.get(unescape(match[1]))
+        return match[0] if url is None else f'<a href="{escape(url)}" data-task="{match[1]}">'
+
+    return re.sub(r'<a href="#[^"]*" data-task="([^"]*)">', replaced, html)
+
+
+def with_section(html: str, section: Section) -> str:
+    """A page of `render` with one more section at its end, in the list of sections too."""
+    entry = f'<li><a href="#{section.name}">{escape(section.heading)}</a></li></ol></nav>'
+    return html.replace("</ol></nav>", entry, 1).replace("\n</main>", f"\n{_section(section)}\n</main>", 1)
+
+
+def _section(section: Section) -> str:
+    heading = f"<h2>{escape(section.heading)}</h2>"
+    return f'<section id="{section.name}">{heading}\n{_markup(section.parts)}</section>'
+
+
 def render(title: str, lead: Iterable[Part], sections: Sequence[Section]) -> str:
     """The whole page.
 
@@ -140,9 +194,7 @@ def render(title: str, lead: Iterable[Part], sections: Sequence[Section]) -> str
         sections: In order.
     """
     links = "".join(f'<li><a href="#{s.name}">{escape(s.heading)}</a></li>' for s in sections)
-    body = "\n".join(
-        f'<section id="{s.name}"><h2>{escape(s.heading)}</h2>\n{_markup(s.parts)}</section>' for s in sections
-    )
+    body = "\n".join(map(_section, sections))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -167,6 +219,11 @@ def render(title: str, lead: Iterable[Part], sections: Sequence[Section]) -> str
 """
 
 
+def _fact(what: str, value: str, task: str) -> str:
+    shown = link(task, escape(value)) if task else escape(value)
+    return f"<div><dt>{escape(what)}</dt><dd>{shown}</dd></div>"
+
+
 def _markup(parts: Iterable[Part]) -> str:
     return "\n".join(_part(part) for part in parts)
 
@@ -179,11 +236,11 @@ def _part(part: Part) -> str:
             return f"<h3>{escape(words)}</h3>"
         case Note(words):
             return f'<p class="note">{escape(words)}</p>'
-        case Facts(pairs):
-            items = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in pairs)
-            return f'<dl class="facts">{items}</dl>'
-        case Figure(_, svg, caption):
-            return f"<figure><div>{svg}</div><figcaption>{escape(caption)}</figcaption></figure>"
+        case Facts(items):
+            return f'<dl class="facts">{"".join(_fact(*item) for item in items)}</dl>'
+        case Figure(_, drawing, caption, task):
+            made = f" ({link(task, escape(task))})" if task else ""
+            return f"<figure><div>{drawing.svg}</div><figcaption>{escape(caption)}{made}</figcaption></figure>"
         case Table():
             return to_html(part)
         case Details(summary, inner):

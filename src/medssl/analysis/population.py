@@ -42,7 +42,9 @@ def source(index_summary: Json) -> Table:
     rows += [(words, int(index_summary[key])) for key, words in _SOURCE_COUNTS.items() if key in index_summary]
     shared = index_summary.get("duplicates", {})
     rows += [(words, int(shared[key])) for key, words in _DUPLICATE_COUNTS.items() if key in shared]
-    return tables.build("source", "The data set as ingested.", [tables.text("What"), Column("Number")], rows)
+    return tables.build(
+        "source", "The data set as ingested.", [tables.text("What"), Column("Number")], rows, task="ingest"
+    )
 
 
 def label_states(index_summary: Json, findings: Sequence[str]) -> Table:
@@ -56,7 +58,7 @@ def label_states(index_summary: Json, findings: Sequence[str]) -> Table:
     ]
     columns = [tables.text("Finding"), *(Column(state.capitalize()) for state in states)]
     caption = "Images by the state of their label, in all splits and before any policy."
-    return tables.build("label-states", caption, columns, rows)
+    return tables.build("label-states", caption, columns, rows, task="ingest")
 
 
 def splits(splits_summary: Json) -> Table:
@@ -77,7 +79,7 @@ def splits(splits_summary: Json) -> Table:
     caption = f"Splits; every {whole} is in one with all its images."
     if torn := splits_summary.get("shared_pictures_in_two_splits"):
         caption += f" Pictures that earlier splits have in two: {torn}."
-    return tables.build("splits", caption, columns, rows)
+    return tables.build("splits", caption, columns, rows, task="assign_splits")
 
 
 def label_fractions(splits_summary: Json, models: Sequence[Json]) -> Table:
@@ -99,7 +101,7 @@ def label_fractions(splits_summary: Json, models: Sequence[Json]) -> Table:
         "Training patients and images at each label fraction; a smaller fraction is part of every larger one. "
         "Fine-tuning leaves out images that could not be read; it used the fractions of the study alone."
     )
-    return tables.build("label-fractions", caption, columns, rows, grouped=True)
+    return tables.build("label-fractions", caption, columns, rows, grouped=True, task="assign_splits")
 
 
 def _count(number: int | None) -> int | str:
@@ -117,7 +119,18 @@ def balance(splits_summary: Json, findings: Sequence[str]) -> Table:
     if ages := found.get("mean_age_years"):
         rows.append(("Mean age, years", *(_real(ages.get(part), 1) for part in _PARTS)))
     columns = [tables.text("Of the images"), *(Column(part.capitalize()) for part in _PARTS)]
-    return tables.build("balance", "Balance of the splits, shares of images in per cent.", columns, rows)
+    caption = "Balance of the splits, shares of images in per cent."
+    return tables.build("balance", caption, columns, rows, task="assign_splits")
+
+
+def shares(splits_summary: Json, findings: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+    """What `balance` shows as shares, in per cent by split, for drawing."""
+    found = splits_summary.get("balance", {}).get("shares", {})
+    return [
+        (_in_words(name), {part: 100 * of_split[part] for part in _PARTS if of_split.get(part) is not None})
+        for name, of_split in found.items()
+        if not name.startswith(_POSITIVE) or name.removeprefix(_POSITIVE) in findings
+    ]
 
 
 def largest_deviation(splits_summary: Json) -> str:

@@ -6,6 +6,7 @@ because that table keeps draws apart.
 
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +14,15 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from medssl.analysis.runs import CHOICE_SPLITS, GROUP_KINDS, ROW_KEY
+from medssl.analysis.runs import CHOICE_SPLITS, GROUP_KINDS, ROW_KEY, attributes_of
 from medssl.analysis.tables import NOT_EVALUABLE, TOO_SMALL, Cell, percent
 from medssl.metrics import OTHER, PRIMARY, Metric, named, unit_kind
 
 Row = Mapping[str, Any]
 
 DECIMALS = 3  # of every AUC, difference and p value
+COMPARE, SUBGROUPS = "compare", "analyze_subgroups"  # the tasks that make metrics
+_STANDS_FOR = re.compile(r"(?:^|; )(\S+) stands for it\b")  # as `contenders` says which arm stands for a group
 _WORDS = {"mean_auc": "mean AUC", "auc": "AUC"}
 
 
@@ -121,6 +124,29 @@ class Results:
                 found[Evaluation(row["dataset"], row["split"])].add(row["resampling_unit"])
         return found
 
+    @cached_property
+    def by_attribute(self) -> dict[tuple[Evaluation, Labels, str], dict[str, list[Row]]]:
+        """Rows of groups: evaluation, labels and attributes ("sex", "sex & age_band") to group to its rows."""
+        found: dict[tuple[Evaluation, Labels, str], dict[str, list[Row]]] = {}
+        names: dict[str, str] = {"all": ""}
+        for row in self.rows:
+            group = row["subgroup"]
+            if group not in names:
+                names[group] = " & ".join(attributes_of(group))
+            if name := names[group]:
+                where, labels = Evaluation(row["dataset"], row["split"]), Labels(row["label_fraction"], row["draw"])
+                found.setdefault((where, labels, name), {}).setdefault(group, []).append(row)
+        return found
+
+    @cached_property
+    def of_whole_splits(self) -> dict[tuple[Evaluation, str], list[Row]]:
+        """Rows of whole splits by evaluation and metric, those of gaps among them."""
+        found: dict[tuple[Evaluation, str], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            if "=" not in row["subgroup"]:
+                found[Evaluation(row["dataset"], row["split"]), row["metric"]].append(row)
+        return dict(found)
+
     @property
     def level(self) -> str:
         """The level of the intervals, such as "95 %"."""
@@ -155,26 +181,41 @@ class Results:
         return None
 
     @cached_property
-    def _runs(self) -> dict[tuple[Evaluation, str, Labels], list[float | None]]:
-        found: dict[tuple[Evaluation, str, Labels], list[float | None]] = {}
+    def _runs(self) -> dict[tuple[Any, ...], list[float | None]]:
+        found: dict[tuple[Any, ...], list[float | None]] = defaultdict(list)
         for row in self.rows:
-            if is_of(row, self.primary) and row["repeat"].isdigit() and row["subgroup"] == "all":
+            if row["repeat"].isdigit() and row["subgroup"] == "all":
                 labels = Labels(row["label_fraction"], row["draw"])
-                key = (Evaluation(row["dataset"], row["split"]), row["arm_a"], labels)
-                found.setdefault(key, []).append(row["estimate"])
-        return found
+                where = Evaluation(row["dataset"], row["split"])
+                found[where, row["arm_a"], labels, row["metric"], row["k"], row["class"]].append(row["estimate"])
+        return dict(found)
+
+    def _values(
+        self, where: Evaluation, arm: str, labels: Labels, metric: Metric, class_name: str = ""
+    ) -> list[float | None]:
+        return self._runs.get((where, arm, labels, metric.name, metric.k, class_name), [])
 
     def num_repeats(self, where: Evaluation, arm: str, labels: Labels) -> int:
         """Fine-tuned models behind a mean over repeats."""
-        return len(self._runs.get((where, arm, labels), []))
+        return len(self._values(where, arm, labels, self.primary))
 
-    def spread(self, where: Evaluation, arm: str, fraction: float) -> Spread | None:
-        """Primary metric over all runs of an arm at a label fraction, draws pooled; None where not evaluable."""
+    def spread(
+        self, where: Evaluation, arm: str, fraction: float, metric: Metric | None = None, class_name: str = ""
+    ) -> Spread | None:
+        """A metric over all runs of an arm at a label fraction, draws pooled; None where not evaluable.
+
+        Args:
+            where: Data set and split.
+            arm: By its name.
+            fraction: Of the labels.
+            metric: By default the primary one.
+            class_name: Of a metric of one class.
+        """
         values = [
             value
             for labels in self.labels
             if labels.fraction == fraction
-            for value in self._runs.get((where, arm, labels), [])
+            for value in self._values(where, arm, labels, metric or self.primary, class_name)
             if value is not None
         ]
         if not values:
@@ -218,9 +259,20 @@ def read(metrics: pa.Table, arms: pa.Table, *, study: Mapping[str, Any] | None =
     )
 
 
+def arm_rows(results: Results, arms: pa.Table) -> dict[str, Row]:
+    """What each arm is, in the order of the results."""
+    rows = {row["arm_id"]: row for row in arms.to_pylist()}
+    return {arm: rows[arm] for arm in results.arms if arm in rows}
+
+
 def words(metric: str, k: int | None) -> str:
     """A metric as shown within a sentence: "mean AUC", "top-3 accuracy"."""
     return _WORDS.get(metric) or metric.replace("_k_", f"-{k} ").replace("_", " ")
+
+
+def slug(where: Evaluation) -> str:
+    """An evaluation as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{where.dataset}-{where.split}".lower())
 
 
 def is_of(row: Row, metric: Metric) -> bool:
@@ -233,22 +285,33 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def with_spread(row: Row | None) -> Cell:
+def task_of(row: Row) -> str:
+    """The task that a row's number leads to: of one arm, that which predicted; else that which compared."""
+    if row["subgroup"] != "all" or row["metric"].endswith("_drop"):
+        return SUBGROUPS
+    if row["arm_b"] is not None:
+        return COMPARE
+    stands = _STANDS_FOR.search(row["reason"])
+    return f"predict {stands[1] if stands else row['arm_a']}"
+
+
+def with_spread(row: Row | None, *, decimals: int = DECIMALS) -> Cell:
     """A cell such as "0.812 ± 0.010"; without the spread where there is a single run."""
     if row is None or row["estimate"] is None:
         return nothing(row)
-    spread = "" if row["std"] is None else f" ± {row['std']:.{DECIMALS}f}"
-    return Cell(f"{row['estimate']:.{DECIMALS}f}{spread}", remark(row))
+    spread = "" if row["std"] is None else f" ± {row['std']:.{decimals}f}"
+    return Cell(f"{row['estimate']:.{decimals}f}{spread}", remark(row), task=task_of(row))
 
 
-def with_interval(row: Row | None) -> Cell:
+def with_interval(row: Row | None, *, decimals: int = DECIMALS) -> Cell:
     """A cell such as "0.812 [0.790, 0.833]"; a note says why where the interval is withheld."""
     if row is None or row["estimate"] is None:
         return nothing(row)
-    estimate = f"{row['estimate']:.{DECIMALS}f}"
+    estimate, task = f"{row['estimate']:.{decimals}f}", task_of(row)
     if row["ci_low"] is None:
-        return Cell(estimate, f"interval withheld: {row['reason'] or 'no reason recorded'}")
-    return Cell(f"{estimate} [{row['ci_low']:.{DECIMALS}f}, {row['ci_high']:.{DECIMALS}f}]", remark(row))
+        return Cell(estimate, f"interval withheld: {row['reason'] or 'no reason recorded'}", task=task)
+    ends = f"[{row['ci_low']:.{decimals}f}, {row['ci_high']:.{decimals}f}]"
+    return Cell(f"{estimate} {ends}", remark(row), task=task)
 
 
 def nothing(row: Row | None) -> Cell:
@@ -257,6 +320,14 @@ def nothing(row: Row | None) -> Cell:
         return Cell(NOT_EVALUABLE, "no predictions")
     words = TOO_SMALL if row["status"] == "too_small" else NOT_EVALUABLE
     return Cell(words, row["reason"] or "no reason recorded")
+
+
+def p_value(value: float | None) -> str:
+    """A p value as shown; a dash where there is none."""
+    if value is None:
+        return "–"
+    smallest = 10.0**-DECIMALS
+    return f"<{smallest:.{DECIMALS}f}" if value < smallest / 2 else f"{value:.{DECIMALS}f}"
 
 
 def remark(row: Row) -> str:

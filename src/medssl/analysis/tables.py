@@ -1,4 +1,4 @@
-"""Tables of the report: one description, written as HTML for readers and as CSV for programs.
+"""Tables of the report: one description, written as HTML for readers, as CSV for programs and as LaTeX for papers.
 
 A table is text by then; whoever builds it has decided on decimals and units. Everything is escaped here, at the one
 place where text becomes markup, because titles and names come from the study file.
@@ -15,6 +15,7 @@ from typing import Any
 
 NOT_EVALUABLE = "not evaluable"
 TOO_SMALL = "too few patients"
+NOT_RUN = "not run"
 # The first characters of OWASP's page on CSV injection, also in full width, and behind spaces.
 _FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")
 _NUMBERS = re.compile(r"[-+]\d[-+\d.,e%\[\] ]*")
@@ -30,11 +31,15 @@ class Cell:
         text: The value as it reads.
         note: Why there is no value, or what the value leaves out; becomes a footnote of the table.
         strong: Whether the row's reader should see this cell first.
+        task: The task of the study that made the value, where it is not that of its table.
+        anchor: Of the cell within the page, where something links to it.
     """
 
     text: str
     note: str = ""
     strong: bool = False
+    task: str = ""
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Table:
         columns: Left to right; the first one, or with `grouped` the second one, heads the rows.
         rows: As many cells as columns.
         grouped: Whether rows that share the first cell stand together under it as a heading.
+        task: The task of the study that made the numbers, where a cell names no other; "" where none did.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     grouped: bool = False
+    task: str = ""
 
 
 def text(label: str) -> Column:
@@ -76,6 +83,7 @@ def build(
     rows: Iterable[Iterable[Any]],
     *,
     grouped: bool = False,
+    task: str = "",
 ) -> Table:
     """A table of cells, words and integers, which get a separator at thousands.
 
@@ -85,7 +93,7 @@ def build(
     cells = tuple(tuple(_cell(value) for value in row) for row in rows)
     if wrong := [len(row) for row in cells if len(row) != len(columns)]:
         raise ValueError(f"table {name}: {len(wrong)} rows have {wrong[0]} cells, expected {len(columns)}")
-    return Table(name, caption, tuple(columns), cells, grouped)
+    return Table(name, caption, tuple(columns), cells, grouped, task)
 
 
 def _cell(value: Cell | str | int) -> Cell:
@@ -111,7 +119,7 @@ def percent(share: float) -> str:
 
 def is_absent(cell: Cell) -> bool:
     """Whether the cell stands for a value that could not be had."""
-    return cell.text in (NOT_EVALUABLE, TOO_SMALL)
+    return cell.text in (NOT_EVALUABLE, TOO_SMALL, NOT_RUN)
 
 
 def to_csv(table: Table) -> str:
@@ -133,9 +141,58 @@ def no_formula(cell: str) -> str:
     return f"'{cell}" if _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell) else cell
 
 
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "−": "$-$",
+        "≥": r"$\geq$",
+        "→": r"$\rightarrow$",
+        "–": "--",
+        "\n": " ",
+        "\r": " ",
+    }
+)
+
+
+def to_latex(table: Table) -> str:
+    """The table as a `longtable` without further packages than that; every word is escaped, so none is a command."""
+    columns = table.columns[1:] if table.grouped else table.columns
+    width = len(columns)
+    lines = [
+        rf"\begin{{longtable}}{{{''.join('r' if column.numeric else 'l' for column in columns)}}}",
+        rf"\caption{{{_latex(table.caption)}}} \\ \hline",
+        " & ".join(_latex(column.label) for column in columns) + r" \\ \hline \endhead",
+    ]
+    mark = marks(table)
+    heading = None
+    for row in table.rows:
+        if table.grouped and row[0] != heading:
+            heading = row[0]
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{{_latex_cell(heading, mark)}}} \\")
+        lines.append(" & ".join(_latex_cell(cell, mark) for cell in row[-width:]) + r" \\")
+    notes = [rf"\multicolumn{{{width}}}{{l}}{{{letter}: {_latex(note)}}} \\" for note, letter in mark.items()]
+    return "\n".join([*lines, r"\hline", *notes, r"\end{longtable}", ""])
+
+
+def _latex(words: str) -> str:
+    return words.translate(_LATEX)
+
+
+def _latex_cell(cell: Cell, mark: Mapping[str, str]) -> str:
+    shown = _latex(_MINUS.sub("−", cell.text))
+    return f"{shown}$^{{{mark[cell.note]}}}$" if cell.note else shown
+
+
 def to_html(table: Table) -> str:
     """The table in a container that scrolls by itself, with its footnotes below it."""
-    mark = dict(zip(_notes(table), _letters(), strict=False))
+    mark = marks(table)
     columns = table.columns[1:] if table.grouped else table.columns
     head = "".join(f'<th scope="col"{_align(column)}>{escape(column.label)}</th>' for column in columns)
     caption_id = f"caption-{table.name}"
@@ -155,19 +212,23 @@ def to_html(table: Table) -> str:
 
 def _bodies(table: Table, columns: Sequence[Column], mark: Mapping[str, str]) -> Iterator[str]:
     if not table.grouped:
-        yield f"<tbody>{''.join(_row(row, columns, mark) for row in table.rows)}</tbody>"
+        yield f"<tbody>{''.join(_row(row, columns, mark, table.task) for row in table.rows)}</tbody>"
         return
     for heading, rows in groupby(table.rows, lambda row: row[0]):
         first = f'<tr><th scope="rowgroup" colspan="{len(columns)}">{_show(heading, mark)}</th></tr>'
-        yield f"<tbody>{first}{''.join(_row(row[1:], columns, mark) for row in rows)}</tbody>"
+        yield f"<tbody>{first}{''.join(_row(row[1:], columns, mark, table.task) for row in rows)}</tbody>"
 
 
-def _row(cells: Sequence[Cell], columns: Sequence[Column], mark: Mapping[str, str]) -> str:
-    head, *rest = (
-        f"{_align(column, absent=is_absent(cell))}>{_show(cell, mark)}"
-        for cell, column in zip(cells, columns, strict=True)
-    )
-    return f'<tr><th scope="row"{head}</th>{"".join(f"<td{part}</td>" for part in rest)}</tr>'
+def _row(cells: Sequence[Cell], columns: Sequence[Column], mark: Mapping[str, str], task: str) -> str:
+    """One row; numbers link to the task that made them, but not that which heads the row: it is what was asked."""
+    parts = []
+    for place, (cell, column) in enumerate(zip(cells, columns, strict=True)):
+        linked = cell.task or (task if place and column.numeric else "")
+        shown = _show(cell, mark, linked if re.search(r"\d", cell.text) or cell.task else "")
+        anchor = f' id="{escape(cell.anchor)}"' if cell.anchor else ""
+        inside = f"{anchor}{_align(column, absent=is_absent(cell))}>{shown}"
+        parts.append(f"<td{inside}</td>" if place else f'<th scope="row"{inside}</th>')
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def _align(column: Column, *, absent: bool = False) -> str:
@@ -175,10 +236,27 @@ def _align(column: Column, *, absent: bool = False) -> str:
     return f' class="{classes}"' if classes else ""
 
 
-def _show(cell: Cell, mark: Mapping[str, str]) -> str:
+def _show(cell: Cell, mark: Mapping[str, str], task: str = "") -> str:
     shown = escape(_MINUS.sub("−", cell.text))
     shown = f"<strong>{shown}</strong>" if cell.strong else shown
+    shown = link(task, shown) if task else shown
     return f"{shown}<sup>{mark[cell.note]}</sup>" if cell.note else shown
+
+
+def link(task: str, markup: str) -> str:
+    """Markup that leads to the row of a task in the page's lineage; `page.with_links` turns it to where it is kept."""
+    return f'<a href="#{task_anchor(task)}" data-task="{escape(task)}">{markup}</a>'
+
+
+def task_anchor(task: str) -> str:
+    """The id of a task's row; different tasks have different ones."""
+    plain = "".join(c if re.fullmatch(r"[A-Za-z0-9_-]", c) else ":" if c == " " else f".{ord(c):x}." for c in task)
+    return f"task-{plain}"
+
+
+def marks(table: Table) -> dict[str, str]:
+    """The mark of each footnote."""
+    return dict(zip(_notes(table), _letters(), strict=False))
 
 
 def _notes(table: Table) -> list[str]:

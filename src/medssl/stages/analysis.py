@@ -160,6 +160,7 @@ def write_report(
     import pyarrow as pa
 
     from medssl.analysis import report
+    from medssl.analysis.inputs import ReportInputs
 
     uris = {
         "index": index_uri,
@@ -190,7 +191,7 @@ def write_report(
             )
             schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
             report.write(
-                report.ReportInputs(
+                ReportInputs(
                     study=study.model_dump(mode="json"),
                     index_summary=_json(inputs["index"].folder / layout.SUMMARY),
                     splits_summary=_json(inputs["splits"].folder / layout.SUMMARY),
@@ -200,6 +201,7 @@ def write_report(
                     history=pa.concat_tables(schema.read(f / layout.HISTORY, schema.HISTORY) for f in folders),
                     arms=schema.read(inputs["comparison"].folder / layout.ARMS, schema.ARMS),
                     metrics=metrics,
+                    calibration=schema.read(inputs["comparison"].folder / layout.CALIBRATION, schema.CALIBRATION),
                     lineage={role: artifact.digest for role, artifact in (inputs | catalogs).items()},
                 ),
                 step.folder,
