@@ -1,16 +1,18 @@
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from medssl import tracking
+from medssl import delivery, outbox, tracking
 from medssl.exit_codes import BadInputError
 from medssl.stages import step as steps
 from medssl.store import Store
@@ -32,7 +34,34 @@ def client(database: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 
 def start(tmp_path: Path, run_key: str = "key") -> str:
-    return tracking.start_study("s", run_key, {"a": {"b": 1}}, {}, artifact_location=(tmp_path / "artifacts").as_uri())
+    """Open a study's run and leave it, as its process does that is killed; returns its id."""
+    run = open_study(tmp_path, run_key)
+    run.release()
+    return run.run_id
+
+
+def open_study(tmp_path: Path, run_key: str = "key") -> tracking.TaskRun:
+    return tracking.start_study(
+        "s",
+        run_key,
+        {"a": {"b": 1}},
+        {},
+        folder=tmp_path / "store" / "outbox",
+        artifact_location=(tmp_path / "artifacts").as_uri(),
+    )
+
+
+def end(
+    tmp_path: Path,
+    status: str,
+    tasks: Mapping[str, tracking.TaskResult] = MappingProxyType({}),
+    *,
+    run_key: str = "key",
+) -> None:
+    """End a study as its runner does."""
+    run = open_study(tmp_path, run_key)
+    tracking.complete_study(run, run_key, tasks, is_finished=status == "FINISHED")
+    run.end(status)
 
 
 def work(store: Store, stage: str = "ingest", *, fail: bool = False) -> None:
@@ -87,20 +116,25 @@ def test_a_reused_task_is_linked_to_the_run_that_did_the_work(client: MlflowClie
     work(store)
     (original,) = children(client, first)
     second = start(tmp_path, "other")
-    step_key = original.data.tags[tracking.STEP_KEY_TAG]
+    step_key = original.data.tags[delivery.STEP_KEY_TAG]
     reused = tracking.TaskResult("ingest", "index/0", [], 0.0, is_reused=True)
     for _ in range(2):  # ending twice links once
-        tracking.end_study(second, "FINISHED", tasks={step_key: reused}, metrics={"auc": 0.5}, report="")
+        end(tmp_path, "FINISHED", {step_key: reused}, run_key="other")
     (linked,) = children(client, second)
-    assert linked.data.tags[tracking.CACHED_FROM_TAG] == original.info.run_id
+    assert linked.data.tags[delivery.CACHED_FROM_TAG] == original.info.run_id
     assert linked.data.metrics == original.data.metrics
-    assert client.get_run(second).data.metrics["auc"] == 0.5
+    assert linked.data.tags["medssl.output"] == original.data.tags["medssl.output"]
+    assert original.info.run_id in linked.data.tags["mlflow.note.content"]
 
 
 def test_no_run_stays_running_after_the_end(client: MlflowClient, tmp_path: Path) -> None:
     parent = start(tmp_path)
-    tracking.start_task("killed", "some step key")
-    tracking.end_study(parent, "KILLED", tasks={}, metrics={}, report="")
+    run = tracking.start_task("killed", "some step key", tmp_path / "store" / "outbox")
+    run.deliver()
+    (child,) = children(client, parent)
+    assert child.info.status == "RUNNING"
+    run.release()  # as the system does for a process that is killed
+    end(tmp_path, "KILLED")
     assert {run.info.status for run in children(client, parent)} == {"KILLED"}
     assert client.get_run(parent).info.status == "KILLED"
 
@@ -120,7 +154,8 @@ def test_a_store_that_cannot_be_reached_costs_no_result(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     work(Store(str(tmp_path / "store")))
-    assert "MLflow cannot be reached" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.count("warning: MLflow does not take these records now") == 1  # and is not asked again
 
 
 def table(database: str, *, rename: tuple[str, str]) -> None:
@@ -165,29 +200,47 @@ def results_of(store: Store) -> dict[str, tracking.TaskResult]:
     }
 
 
-def test_a_run_that_lost_its_end_is_completed_from_the_result_when_the_study_ends(
+def test_what_a_store_refuses_at_the_end_of_a_task_is_delivered_at_the_end_of_the_study(
     client: MlflowClient,
     database: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(delivery, "_PATIENCE_S", 0.2)
     parent, store = start(tmp_path), Store(str(tmp_path / "store"))
     with steps.start("ingest", store=store, code_version="1", config={}, inputs={}) as step:
         table(database, rename=("metrics", "away"))
         step.finish("index", {}, [("images", 0, 3.0)])
     table(database, rename=("away", "metrics"))
     warning = capsys.readouterr().out
-    assert "does not take this task's records (OperationalError: no such table" in warning
+    assert "does not take these records now (OperationalError: no such table" in warning
     assert str(tmp_path) not in warning
     (lost,) = children(client, parent)
     assert (lost.info.status, lost.data.metrics) == ("RUNNING", {})
-    tracking.end_study(parent, "KILLED", tasks=results_of(store), metrics={}, report="")
+    end(tmp_path, "KILLED")
     (child,) = children(client, parent)
     assert (child.info.run_id, child.info.status) == (lost.info.run_id, "FINISHED")
     assert child.data.metrics == {"images": 3.0}
-    assert child.data.tags["medssl.output"] == "index/1"
+    assert child.data.tags["medssl.output"].startswith("index/")
+    assert not outbox.journals(store.outbox)
+
+
+def test_a_run_that_lost_its_end_with_its_machine_is_completed_from_the_result(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    with steps.start("ingest", store=store, code_version="1", config={}, inputs={}) as step:
+        (child,) = children(client, parent)
+        shutil.rmtree(store.outbox)  # on a disk that is gone
+        store.outbox.mkdir()
+        step.finish("index", {}, [("images", 0, 3.0)])
+    (lost,) = children(client, parent)
+    assert lost.info.status == "RUNNING"
+    end(tmp_path, "KILLED", results_of(store))
+    (child,) = children(client, parent)
+    assert (child.info.run_id, child.info.status) == (lost.info.run_id, "FINISHED")
+    assert (child.data.metrics, child.data.tags["medssl.output"]) == ({"images": 3.0}, "index/1")
 
 
 def test_a_finished_study_shows_a_task_whose_run_could_not_be_opened(
@@ -198,7 +251,7 @@ def test_a_finished_study_shows_a_task_whose_run_could_not_be_opened(
         patch.delenv("MLFLOW_TRACKING_URI")
         work(store)
     for _ in range(2):  # ending twice shows it once
-        tracking.end_study(parent, "FINISHED", tasks=results_of(store), metrics={}, report="")
+        end(tmp_path, "FINISHED", results_of(store))
     (child,) = children(client, parent)
     assert (child.info.run_name, child.info.status, child.data.metrics["images"]) == ("ingest", "FINISHED", 3.0)
 
@@ -212,7 +265,7 @@ def test_a_task_that_failed_after_an_earlier_success_stays_failed(
         work(store)
     with pytest.raises(BadInputError):
         work(store, fail=True)
-    tracking.end_study(parent, "FAILED", tasks=results_of(store), metrics={}, report="")
+    end(tmp_path, "FAILED", results_of(store))
     (child,) = children(client, parent)
     assert (child.info.status, child.data.metrics) == ("FAILED", {})
 
@@ -220,7 +273,7 @@ def test_a_task_that_failed_after_an_earlier_success_stays_failed(
 def test_the_page_of_a_run_names_its_experiment(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(delivery, "_PATIENCE_S", 0.0)
     parent = start(tmp_path)
     assert tracking.page(parent) == f"#/experiments/{client.get_run(parent).info.experiment_id}/runs/{parent}"
     assert tracking.page("0" * 32) == ""
@@ -230,6 +283,6 @@ def test_without_a_tracking_uri_nothing_is_tracked(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert not tracking.is_on()
     work(Store(str(tmp_path / "store")))
-    code = "import sys; from medssl import tracking; tracking.start_task('a', 'b').metrics([('c', 0, 1.0)])"
-    code += "; sys.exit('mlflow' in sys.modules)"
+    code = "import sys; from pathlib import Path; from medssl import tracking"
+    code += "; run = tracking.start_task('a', 'b', Path('x')); run.metrics([('c', 0, 1.0)]); run.end('FINISHED'); sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import compare_command, layout, schema, table_commands, weight_commands
+from medssl import compare_command, layout, lineage_command, schema, table_commands, weight_commands
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -339,6 +339,8 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     published = commands.add_parser("import-weights", help="make a checkpoint of published weights")
     _add_store(published)
     weight_commands.add(published, _store)
+    for command in lineage_command.add(commands, _store):
+        _add_store(command)
     check = commands.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
     check.add_argument("folder", type=Path, help="its files are read, and nothing is changed")
     check.add_argument("--quick", action="store_true", help="do not decode the stored images")

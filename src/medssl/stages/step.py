@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medssl import tracking
 from medssl.config import digest
 from medssl.exit_codes import TerminatedError, sigterm_as_exception
+from medssl.lineage import data_behind
 from medssl.progress import begin_task, duration, say
 from medssl.store import Artifact, Store
 
@@ -80,7 +81,7 @@ class Step:
         self.store.remember(self.key, artifact)
         self.store.forget_work(self.key)
         self.run.metrics(measured)
-        self.run.tags({tracking.OUTPUT_TAG: f"{kind}/{artifact.digest}"})
+        self.run.output(f"{kind}/{artifact.digest}")
         self.made = self.describe(artifact)
         say(f"{self.name}: done in {duration(time.monotonic() - self.began_s)}")
 
@@ -94,7 +95,9 @@ class Step:
             "output": {"kind": artifact.kind, "digest": artifact.digest},
             "seconds": round(time.monotonic() - self.began_s, 2),
             "finished_unix_s": round(time.time(), 3),
+            "summary": dict(artifact.summary),
             "mlflow_run_id": self.run.run_id,
+            **tracking.surroundings(),
             # JSON has no number for what is not finite.
             "metrics": [(name, int(number), float(v)) for name, number, v in measured if math.isfinite(v)],
         }
@@ -142,11 +145,15 @@ def start(
     )
     began_s = time.monotonic()
     with sigterm_as_exception(), begin_task(f"{stage} {item}".strip()):
-        run = tracking.start_task(f"{stage} {item}".strip(), key)
+        tags = {"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version}
+        run = tracking.start_task(f"{stage} {item}".strip(), key, store.outbox, tags)
         status = "FAILED"
         try:
             logged = {key: value for key, value in config.items() if key not in unlogged}
-            _describe(run, stage, item, code_version, logged, {**inputs, **lineage})
+            if tracking.is_on():
+                run.params(logged)
+                run.inputs(_datasets(store, {**inputs, **lineage}))
+                run.deliver()
             with store.build() as folder:
                 step = Step(stage, item, key, store, folder, run, code_version, {**inputs, **lineage}, began_s)
                 if reuse and (known := store.recall(key)):
@@ -161,16 +168,13 @@ def start(
             run.end(status)
 
 
-def _describe(
-    run: tracking.TaskRun,
-    stage: str,
-    item: str,
-    code_version: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Artifact],
-) -> None:
-    if not run.run_id:
-        return
-    run.tags({"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version})
-    run.params(config)
-    run.inputs([tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in inputs.items()])
+def _datasets(store: Store, read: Mapping[str, Artifact]) -> list[tracking.Input]:
+    """What a step read, and the data behind it: so all that was made from a data set is found by one search."""
+    direct = [tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in read.items()]
+    behind = data_behind(store.records(), [artifact.digest for artifact in read.values()])
+    known = {artifact.digest for artifact in read.values()}
+    return direct + [
+        tracking.Input(name, digest, store.uri(kind, digest), is_direct=False)
+        for name, kind, digest in behind
+        if digest not in known
+    ]
