@@ -284,5 +284,6 @@ def test_without_a_tracking_uri_nothing_is_tracked(tmp_path: Path, monkeypatch: 
     assert not tracking.is_on()
     work(Store(str(tmp_path / "store")))
     code = "import sys; from pathlib import Path; from medssl import tracking"
-    code += "; run = tracking.start_task('a', 'b', Path('x')); run.metrics([('c', 0, 1.0)]); run.end('FINISHED'); sys.exit('mlflow' in sys.modules)"
+    code += "; run = tracking.start_task('a', 'b', Path('x'))"
+    code += "; run.metrics([('c', 0, 1.0)]); run.end('FINISHED'); sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
