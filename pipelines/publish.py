@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from medssl import layout, schema, tracking
 from medssl.config import Study
 from medssl.exit_codes import BadInputError
-from medssl.lineage import Graph, Record
+from medssl.lineage import RAW_DATA, Graph, Record, task_of
 from medssl.stages.analysis import headline_metrics
 from medssl.store import MANIFEST, Store, file_digest, write_json
 
@@ -67,7 +67,7 @@ def find_results(out_dir: Path, store: Store, *, started_unix_s: float) -> Finis
     for output in outputs.values():
         store.open(output["uri"])
     steps = lineage(store, outputs["report"]["metadata"]["digest"])
-    tasks = {s["step_key"]: _result(s, is_reused=s["finished_unix_s"] < started_unix_s) for s in steps}
+    tasks = {s["step_key"]: _result(store, s, is_reused=s["finished_unix_s"] < started_unix_s) for s in steps}
     rows = schema.read(Path(outputs["report"]["uri"]) / layout.METRICS, schema.METRICS).to_pylist()
     return Finished(steps, tasks, {name: value for name, _, value in headline_metrics(rows)})
 
@@ -109,7 +109,7 @@ def publish(
     run.metrics((name, 0, value) for name, value in finished.metrics.items())
     run.artifact(str(out_dir / REPORT_FOLDER), REPORT_FOLDER)
     artifacts: dict[str, dict[str, str]] = {
-        f"{step['output']['kind']}: {_name(step)}": {
+        f"{step['output']['kind']}: {task_of(step)}": {
             "uri": store.uri(step["output"]["kind"], step["output"]["digest"]),
             "sha256": step["output"]["digest"],
         }
@@ -135,7 +135,7 @@ def publish(
             "artifacts": artifacts,
             "tasks": [
                 {
-                    "task": _name(step),
+                    "task": task_of(step),
                     "code_version": step["code_version"],
                     "seconds": step["seconds"],
                     "is_cached": finished.tasks[step["step_key"]].is_reused,
@@ -158,13 +158,15 @@ def public_uri(uri: str) -> str:
 
 def results(store: Store) -> dict[str, tracking.TaskResult]:
     """By step key, every finished task of a store."""
-    return {record["step_key"]: _result(record) for record in store.records()}
+    return {record["step_key"]: _result(store, record) for record in store.records()}
 
 
-def _result(step: Mapping[str, Any], *, is_reused: bool = False) -> tracking.TaskResult:
+def _result(store: Store, step: Mapping[str, Any], *, is_reused: bool = False) -> tracking.TaskResult:
+    kind, made = step["output"]["kind"], step["output"]["digest"]
+    raw_data = str(step["summary"].get(RAW_DATA, ""))
     return tracking.TaskResult(
-        name=_name(step),
-        output=f"{step['output']['kind']}/{step['output']['digest']}",
+        name=task_of(step),
+        output=tracking.Output(f"{kind}/{made}", store.uri(kind, made), step["item"] or step["stage"], raw_data),
         metrics=[(name, number, value) for name, number, value in step["metrics"]],
         finished_unix_s=step["finished_unix_s"],
         is_reused=is_reused,
@@ -218,7 +220,3 @@ def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
-
-
-def _name(step: Mapping[str, Any]) -> str:
-    return f"{step['stage']} {step['item']}".strip()

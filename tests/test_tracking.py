@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from medssl import delivery, outbox, tracking
+from medssl import mlflow_runs, outbox, tracking
 from medssl.exit_codes import BadInputError
 from medssl.stages import step as steps
 from medssl.store import Store
@@ -107,6 +107,7 @@ def test_inputs_are_data_sets_with_their_digests(client: MlflowClient, tmp_path:
     with steps.start("assign_splits", store=store, code_version="1", config={}, inputs={"index": index}) as step:
         step.finish("splits", {})
     (child,) = children(client, parent)
+    assert child.inputs is not None
     (found,) = child.inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("index", index.digest[:36])
 
@@ -116,12 +117,12 @@ def test_a_reused_task_is_linked_to_the_run_that_did_the_work(client: MlflowClie
     work(store)
     (original,) = children(client, first)
     second = start(tmp_path, "other")
-    step_key = original.data.tags[delivery.STEP_KEY_TAG]
-    reused = tracking.TaskResult("ingest", "index/0", [], 0.0, is_reused=True)
+    step_key = original.data.tags[mlflow_runs.STEP_KEY_TAG]
+    reused = tracking.TaskResult("ingest", tracking.Output("index/0", "", "ingest"), [], 0.0, is_reused=True)
     for _ in range(2):  # ending twice links once
         end(tmp_path, "FINISHED", {step_key: reused}, run_key="other")
     (linked,) = children(client, second)
-    assert linked.data.tags[delivery.CACHED_FROM_TAG] == original.info.run_id
+    assert linked.data.tags[mlflow_runs.CACHED_FROM_TAG] == original.info.run_id
     assert linked.data.metrics == original.data.metrics
     assert linked.data.tags["medssl.output"] == original.data.tags["medssl.output"]
     assert original.info.run_id in linked.data.tags["mlflow.note.content"]
@@ -195,7 +196,9 @@ def test_a_store_that_refuses_for_a_moment_is_asked_again(
 
 def results_of(store: Store) -> dict[str, tracking.TaskResult]:
     return {
-        r["step_key"]: tracking.TaskResult("ingest", "index/1", r["metrics"], r["finished_unix_s"])
+        r["step_key"]: tracking.TaskResult(
+            "ingest", tracking.Output("index/1", "", "ingest"), r["metrics"], r["finished_unix_s"]
+        )
         for r in store.records()
     }
 
@@ -207,7 +210,7 @@ def test_what_a_store_refuses_at_the_end_of_a_task_is_delivered_at_the_end_of_th
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(delivery, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(mlflow_runs, "_PATIENCE_S", 0.2)
     parent, store = start(tmp_path), Store(str(tmp_path / "store"))
     with steps.start("ingest", store=store, code_version="1", config={}, inputs={}) as step:
         table(database, rename=("metrics", "away"))
@@ -273,7 +276,7 @@ def test_a_task_that_failed_after_an_earlier_success_stays_failed(
 def test_the_page_of_a_run_names_its_experiment(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(mlflow_runs, "_PATIENCE_S", 0.0)
     parent = start(tmp_path)
     assert tracking.page(parent) == f"#/experiments/{client.get_run(parent).info.experiment_id}/runs/{parent}"
     assert tracking.page("0" * 32) == ""

@@ -14,6 +14,8 @@ Record = Mapping[str, Any]
 
 MODELS = "models"  # key of the record of a fine-tuning: its models, each with MODEL_KEYS
 MODEL_KEYS = ("label_fraction", "draw", "repeat", "is_selected", "checkpoint_digest")
+RAW_DATA = "fingerprint"  # key of the summary of a source: digest of the raw data
+MODELS_FILE = "models.csv"  # the same in MLflow
 DATA_KINDS = ("source", "index", "splits", "shards")
 TRAINED_KINDS = ("checkpoint", "models")
 # Through these a step finds what it reads, and they name other things too: who follows them comes to what did not
@@ -101,6 +103,10 @@ class Graph:
         record = self.maker.get(digest)
         return task_of(record) if record else ""
 
+    def raw_data(self, digest: str) -> str:
+        """Digest of the raw data of which an artifact is the fingerprint, or ""."""
+        return str(self.maker[digest]["summary"].get(RAW_DATA, "")) if digest in self.maker else ""
+
     def run_id(self, record: Record) -> str:
         """The MLflow run of a step, or ""."""
         return str(record.get("mlflow_run_id") or self.run_ids.get(record["step_key"], ""))
@@ -139,7 +145,7 @@ class Graph:
             return
         yield from ((digest, "") for digest in self.kinds if digest.startswith(digits))
         for digest, record in self.maker.items():
-            names = (record["step_key"], self.run_id(record), record.get("summary", {}).get("fingerprint", ""))
+            names = (record["step_key"], self.run_id(record), self.raw_data(digest))
             if any(str(name).startswith(digits) for name in names):
                 yield digest, ""
             yield from ((digest, w) for one in self._models(digest) if (w := weights(one)).startswith(digits))
@@ -184,6 +190,12 @@ def data_behind(records: Sequence[Record], digests: Iterable[str]) -> list[tuple
 def task_of(record: Record) -> str:
     """Stage and item, as people know a task."""
     return f"{record['stage']} {record['item']}".strip()
+
+
+def as_csv(models: Iterable[Record]) -> str:
+    """Models as a table, a line each."""
+    rows = [MODEL_KEYS, *([model[key] for key in MODEL_KEYS] for model in models)]
+    return "".join(f"{','.join(map(str, row))}\n" for row in rows)
 
 
 def weights(model: Record) -> str:

@@ -86,7 +86,7 @@ def _named(graph: Graph, digest: str) -> str:
     parts = [name, graph.task(digest), f"code {record['code_version']}"]
     if run_id := graph.run_id(record):
         parts.append(f"MLflow {run_id[:_DIGITS]}")
-    if raw := record.get("summary", {}).get("fingerprint", ""):
+    if raw := graph.raw_data(digest):
         parts.append(f"raw data {raw[:_DIGITS]}")
     return "  ".join(parts)
 
@@ -99,7 +99,7 @@ def as_json(graph: Graph, found: Found, store: Store, *, down: bool = False) -> 
         "model": found.model,
         "artifacts": {one: _artifact(graph, one, store) for one in reached},
         "trained": [one for one in reached if graph.kinds[one] in TRAINED_KINDS],
-        "raw_data": [raw for one in reached if (raw := graph.maker.get(one, {}).get("summary", {}).get("fingerprint"))],
+        "raw_data": [raw for one in reached if (raw := graph.raw_data(one))],
         "runs": graph.study_runs(reached),
     }
 

@@ -103,6 +103,8 @@ class Journal:
             end = file.seek(self.state.offset)
             for line in file:
                 end += len(line)
+                if not line.endswith(b"\n"):  # still being written, or never finished
+                    return
                 try:
                     content = json.loads(line)
                     kind = content.pop("kind")

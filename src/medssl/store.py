@@ -208,6 +208,11 @@ class Store:
         paths = self._fs.glob(f"{self.root}/records/*.json")
         return [json.loads(self._fs.cat_file(path)) for path in paths]
 
+    def record_of(self, key: str) -> dict[str, Any]:
+        """How the result of `key` was made; empty where that is not known."""
+        path = f"{self.root}/records/{key}.json"
+        return dict(json.loads(self._fs.cat_file(path))) if self._fs.exists(path) else {}
+
     def record_run(self, run_key: str, entry: Mapping[str, Any]) -> None:
         """Keep of which study, code and machine a run of the pipeline is: what `runs` returns."""
         self._write("runs", run_key, entry)

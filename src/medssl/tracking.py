@@ -56,6 +56,22 @@ class Input:
     is_direct: bool = True
 
 
+class Output(NamedTuple):
+    """What a task made.
+
+    Attributes:
+        output: Kind and digest, as kind/digest.
+        uri: Where it lies.
+        name: As people know it.
+        raw_data: Digest of the raw data, where the task looked at them.
+    """
+
+    output: str
+    uri: str
+    name: str
+    raw_data: str = ""
+
+
 class Place(NamedTuple):
     """A run, and where it is shown below the address of MLflow's server."""
 
@@ -69,14 +85,14 @@ class TaskResult:
 
     Attributes:
         name: Stage and item.
-        output: Kind and digest of the artifact that it made.
+        output: What it made.
         metrics: As it logged them at its end.
         finished_unix_s: When.
         is_reused: Whether an earlier run of the study did the work.
     """
 
     name: str
-    output: str
+    output: Output
     metrics: Sequence[Measured]
     finished_unix_s: float
     is_reused: bool = False
@@ -102,9 +118,9 @@ class TaskRun:
         """Set tags."""
         self._tell("tags", values=dict(values))
 
-    def output(self, output: str) -> None:
-        """Tell the task's result, as kind/digest."""
-        self._tell("output", output=output)
+    def output(self, output: Output) -> None:
+        """Tell the task's result."""
+        self._tell("output", **output._asdict())
 
     def metrics(self, values: Iterable[Measured]) -> None:
         """Log numbers."""
@@ -260,7 +276,10 @@ def complete_study(
     if journal is None:
         return {}
     deliver_all(journal.folder, without=run)
-    known = {key: vars(task) | {"metrics": list(task.metrics)} for key, task in tasks.items()}
+    known = {
+        key: vars(task) | {"output": task.output._asdict(), "metrics": list(task.metrics)}
+        for key, task in tasks.items()
+    }
     run._tell("tasks", tasks=known, is_finished=is_finished)
     if not run.deliver(within_s=AT_THE_END_S, eagerly=True):
         return {}
@@ -319,7 +338,10 @@ def page(run_id: str) -> str:
 
 def create_database(uri: str) -> None:
     """Make the tables of a SQLite store, once, before several processes open it at the same time."""
-    _delivery().create_database(uri)
+    _prepare()
+    from medssl.mlflow_runs import create_database
+
+    create_database(uri)
 
 
 def _start(journal: Journal, kind: str, **content: Any) -> TaskRun:
@@ -343,11 +365,15 @@ def _key(run: TaskRun) -> str:
 
 def _delivery() -> Any:
     """The part that imports MLflow, which takes seconds."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _prepare()
     from medssl import delivery
 
     return delivery
+
+
+def _prepare() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

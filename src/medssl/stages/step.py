@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from medssl import tracking
 from medssl.config import digest
 from medssl.exit_codes import TerminatedError, sigterm_as_exception
-from medssl.lineage import data_behind
+from medssl.lineage import RAW_DATA, data_behind
 from medssl.progress import begin_task, duration, say
 from medssl.store import Artifact, Store
 
@@ -80,10 +80,19 @@ class Step:
         self.store.record(self.key, self._record(artifact, measured) | dict(notes))
         self.store.remember(self.key, artifact)
         self.store.forget_work(self.key)
-        self.run.metrics(measured)
-        self.run.output(f"{kind}/{artifact.digest}")
+        self._tell(artifact, measured)
         self.made = self.describe(artifact)
         say(f"{self.name}: done in {duration(time.monotonic() - self.began_s)}")
+
+    def take(self, artifact: Artifact) -> None:
+        """Let what an earlier run of the same step made be the result."""
+        self._tell(artifact, self.store.record_of(self.key).get("metrics", ()))
+
+    def _tell(self, artifact: Artifact, measured: Iterable[tracking.Measured]) -> None:
+        """Tell MLflow of the result."""
+        self.run.metrics(measured)
+        output, raw_data = f"{artifact.kind}/{artifact.digest}", str(artifact.summary.get(RAW_DATA, ""))
+        self.run.output(tracking.Output(output, artifact.uri, self.item or self.stage, raw_data))
 
     def _record(self, artifact: Artifact, measured: Sequence[tracking.Measured]) -> dict[str, Any]:
         return {
@@ -156,10 +165,13 @@ def start(
                 run.deliver()
             with store.build() as folder:
                 step = Step(stage, item, key, store, folder, run, code_version, {**inputs, **lineage}, began_s)
-                if reuse and (known := store.recall(key)):
+                known = store.recall(key) if reuse else None
+                if known:
                     step.made = step.describe(known)
                     say(f"{step.name}: found finished in the store")
                 yield step
+                if known:
+                    step.take(known)
             status = "FINISHED"
         except TerminatedError:
             status = "KILLED"

@@ -18,7 +18,7 @@ from medssl.config import (
 )
 from medssl.exit_codes import BadInputError
 from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
-from medssl.lineage import MODEL_KEYS, MODELS
+from medssl.lineage import MODEL_KEYS, MODELS, MODELS_FILE, as_csv
 from medssl.stages import step as steps
 from medssl.stages.evaluations import EVALUATED, Evaluation, told_uses
 from medssl.store import Artifact, Store, write_json
@@ -261,7 +261,9 @@ def finetune(
                 if o["validation_score"] is not None
             ]
             summary = {"name": arm.name, "encoder": encoder.dump(), "num_models": len(items)}
-            step.finish("models", summary, named, notes={MODELS: [{key: m[key] for key in MODEL_KEYS} for m in marked]})
+            models = [{key: m[key] for key in MODEL_KEYS} for m in marked]
+            step.finish("models", summary, named, notes={MODELS: models})
+            step.run.text(MODELS_FILE, as_csv(models))
     return step.result
 
 
