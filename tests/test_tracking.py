@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
@@ -14,8 +15,9 @@ from mlflow.entities import Run
 
 from medssl import mlflow_runs, outbox, tracking
 from medssl.exit_codes import BadInputError
+from medssl.lineage import RAW_DATA
 from medssl.stages import step as steps
-from medssl.store import Store
+from medssl.store import Artifact, Store
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def open_study(tmp_path: Path, run_key: str = "key") -> tracking.TaskRun:
         "s",
         run_key,
         {"a": {"b": 1}},
-        {},
+        {"medssl.study_digest": "d" * 64},
         folder=tmp_path / "store" / "outbox",
         artifact_location=(tmp_path / "artifacts").as_uri(),
     )
@@ -147,6 +149,130 @@ def test_a_run_of_kfps_plugin_is_adopted(client: MlflowClient, tmp_path: Path, m
     work(Store(str(tmp_path / "store")))
     assert client.get_run(adopted).data.metrics["images"] == 3.0
     assert list(children(client, parent)) == []
+
+
+def test_runs_of_kfps_plugin_become_two_levels_and_lead_to_kfp(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment("kfp")
+    url = "https://kfp.example/#/runs/details/7"
+    root = client.create_run(experiment, tags={"kfp.pipeline_run_id": "7", "kfp.pipeline_run_url": url}).info.run_id
+    loop = client.create_run(experiment, tags={"mlflow.parentRunId": root}).info.run_id
+    task = client.create_run(experiment, run_name="iteration", tags={"mlflow.parentRunId": loop}).info.run_id
+    monkeypatch.delenv(tracking.RUN_KEY_VARIABLE)
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    monkeypatch.setenv("KFP_RUN_ID", "7")
+    monkeypatch.setenv("MEDSSL_IMAGE", "registry/train@sha256:1")
+    store = Store(str(tmp_path / "store"))
+    for _ in range(2):  # a retried task
+        with steps.start("pretrain", store=store, code_version="1", config={}, inputs={}, item="simclr"):
+            work(store)  # a step within the task
+    assert {run.info.run_id for run in children(client, root)} == {loop, task, within(client, root).info.run_id}
+    adopted = client.get_run(task)
+    assert adopted.data.tags["medssl.kfp_run_id"] == "7"
+    assert f"[run of Kubeflow Pipelines]({url})" in note(adopted)
+    assert "container image `registry/train@sha256:1`" in note(adopted)
+
+
+def within(client: MlflowClient, root: str) -> Run:
+    (found,) = [run for run in children(client, root) if run.info.run_name == "ingest"]
+    return found
+
+
+def note(run: Run) -> str:
+    return str(run.data.tags["mlflow.note.content"])
+
+
+def test_notes_lead_from_a_model_to_its_pretraining_and_the_raw_data_and_back(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+
+    def make(stage: str, kind: str, item: str = "", **inputs: Artifact) -> Artifact:
+        with steps.start(stage, store=store, code_version="1", config={}, inputs=inputs, item=item) as step:
+            (step.folder / "a.txt").write_text(stage)
+            step.finish(kind, {RAW_DATA: "f00d" * 16} if kind == "source" else {})
+        return store.open(step.result.uri)
+
+    source = make("fingerprint", "source")
+    shards = make("write_shards", "shards", source=source)
+    checkpoint = make("pretrain", "checkpoint", "simclr", shards=shards)
+    models = make("finetune", "models", "simclr", shards=shards, initial=checkpoint)
+    end(tmp_path, "FINISHED")
+    by_name = {run.info.run_name: run for run in children(client, parent)}
+
+    def link(run: Run) -> str:
+        return f"(#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
+
+    for reader, made in [
+        ("finetune simclr", "pretrain simclr"),
+        ("finetune simclr", "write_shards"),
+        ("pretrain simclr", "write_shards"),
+        ("write_shards", "fingerprint"),
+    ]:
+        assert f"| [{made}]{link(by_name[made])} |" in note(by_name[reader])
+    assert "f00d" * 16 in note(by_name["fingerprint"])
+    for name, run in by_name.items():
+        assert f"[s]{link(client.get_run(parent))}" in note(run)
+        assert f"[{name}]{link(run)}" in note(client.get_run(parent))
+    files = {file.path for file in client.list_artifacts(parent)}
+    assert "study.json" in files
+    experiment = by_name["pretrain simclr"].info.experiment_id
+    study_file = f"#/experiments/{experiment}/runs/{parent}/artifacts/study.json"
+    assert f"[study file]({study_file})" in note(by_name["finetune simclr"])
+
+    address = note(by_name["fingerprint"]).split("searchFilter=")[1].split(")")[0]
+    found = client.search_runs([experiment], unquote(address))
+    assert {run.info.run_name for run in found} == {"write_shards", "pretrain simclr", "finetune simclr"}
+    finetune, pretrain = (client.get_run(by_name[f"{name} simclr"].info.run_id) for name in ("finetune", "pretrain"))
+    assert finetune.inputs is not None
+    assert finetune.outputs is not None
+    assert pretrain.outputs is not None
+    (initial,) = finetune.inputs.model_inputs
+    (pretrained,) = pretrain.outputs.model_outputs
+    (trained,) = finetune.outputs.model_outputs
+    assert initial.model_id == pretrained.model_id
+    assert client.get_logged_model(trained.model_id).tags["medssl.output"] == f"models/{models.digest}"
+
+
+def test_what_was_told_twice_is_there_once(client: MlflowClient, tmp_path: Path) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    run = tracking.start_task("pretrain", "some step key", store.outbox)
+    run.metrics([("loss", 0, 1.0), ("loss", 1, 0.5)])
+    run.output(tracking.Output("checkpoint/12", "there", "simclr"))
+    told = (store.outbox / "some step key.jsonl").read_bytes()
+    run.end("FINISHED")
+    (store.outbox / "some step key.jsonl").write_bytes(told)
+    (store.outbox / "some step key.json").unlink()
+    assert tracking.deliver_all(store.outbox) == 0
+    (child,) = children(client, parent)
+    assert [m.value for m in client.get_metric_history(child.info.run_id, "loss")] == [1.0, 0.5]
+    outputs = client.get_run(child.info.run_id).outputs
+    assert outputs is not None
+    assert len(outputs.model_outputs) == 1
+    assert len(client.search_logged_models([child.info.experiment_id])) == 1
+
+
+def test_a_result_found_in_the_store_is_told_to_the_run_of_another_study(client: MlflowClient, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    start(tmp_path)
+    work(store)
+    second = start(tmp_path, "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(tracking.RUN_KEY_VARIABLE, "other")
+        work(store)
+    (child,) = children(client, second)
+    assert child.data.metrics == {"images": 3.0}
+    assert child.data.tags["medssl.output"].startswith("index/")
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_database_at_the_same_time_all_find_its_tables(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    code = "import sys; from medssl import tracking; tracking.create_database(sys.argv[1])"
+    processes = [subprocess.Popen([sys.executable, "-c", code, uri]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert MlflowClient(uri).search_experiments()
 
 
 def test_a_store_that_cannot_be_reached_costs_no_result(
