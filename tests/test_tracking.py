@@ -3,6 +3,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -318,6 +319,25 @@ def test_a_store_that_refuses_for_a_moment_is_asked_again(
     (child,) = children(client, parent)
     assert (child.data.params["rate"], child.data.metrics["images"], child.info.status) == ("0.1", 3.0, "FINISHED")
     assert "warning" not in capsys.readouterr().out
+
+
+def test_a_store_that_was_slow_for_a_while_gets_the_rest_later(
+    client: MlflowClient, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = start(tmp_path)
+    run = tracking.start_task("pretrain", "some step key", tmp_path / "store" / "outbox")
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert not run.deliver(within_s=0.2)
+        run.metrics([("loss", 0, 1.0)])
+        assert not run.deliver(within_s=0.2, eagerly=True)  # the first still waits
+        other.rollback()
+    deadline_s = time.monotonic() + 10
+    while not run.deliver(eagerly=True) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    run.end("FINISHED")
+    (child,) = children(client, parent)
+    assert (child.data.metrics, child.info.status) == ({"loss": 1.0}, "FINISHED")
 
 
 def results_of(store: Store) -> dict[str, tracking.TaskResult]:

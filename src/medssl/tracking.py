@@ -36,7 +36,11 @@ Measured = tuple[str, int, float]  # name, step, value
 
 
 class _TooLongError(TimeoutError):
-    """MLflow takes longer than a task may wait."""
+    """MLflow takes longer than a task may wait; `thread` still works on it."""
+
+    def __init__(self, message: str, thread: threading.Thread) -> None:
+        super().__init__(message)
+        self.thread = thread
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class TaskRun:
     """The run of one task or study; every method does nothing where tracking is off."""
 
     _journal: Journal | None = None
-    _is_stuck: bool = field(default=False, repr=False)
+    _waits_for: threading.Thread | None = field(default=None, repr=False)
 
     @property
     def run_id(self) -> str:
@@ -167,12 +171,17 @@ class TaskRun:
             delivery = _delivery()
             _within(within_s, lambda: delivery.deliver(journal))
         except Exception as error:  # tracking must never cost a result
-            self._is_stuck = isinstance(error, _TooLongError)  # a thread still works on the journal
+            self._waits_for = error.thread if isinstance(error, _TooLongError) else None
             outbox.note_unreachable(folder)
             say(f"warning: MLflow does not take these records now ({outbox.reason(error)}); they are kept for later")
             return False
         outbox.note_reachable(folder)
         return True
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether an earlier delivery still works on the journal."""
+        return self._waits_for is not None and self._waits_for.is_alive()
 
     def _tell(self, kind: str, **content: Any) -> None:
         if self._journal is None:
@@ -396,7 +405,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise _TooLongError(f"no answer within {seconds:g} s")
+        raise _TooLongError(f"no answer within {seconds:g} s", thread)
     result, error = outcome
     if error is not None:
         raise error
