@@ -196,9 +196,15 @@ def _copy_report(source: Path, target: Path, urls: Mapping[str, str]) -> None:
         source: The report in the store.
         target: Where the copy goes; an earlier one is replaced.
         urls: By task, the address of its run.
+
+    Raises:
+        BadInputError: Something else stands there.
     """
     from medssl.analysis import page
 
+    is_ours = target.is_symlink() or (target / layout.REPORT).is_file() or not target.exists()
+    if not is_ours:
+        raise BadInputError(f"{target.name} in the folder of the results is no report of an earlier run; move it away")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(MANIFEST))
@@ -206,10 +212,8 @@ def _copy_report(source: Path, target: Path, urls: Mapping[str, str]) -> None:
     html.write_text(page.with_links(html.read_text(encoding="utf-8"), urls), encoding="utf-8")
     if target.is_symlink():
         target.unlink()  # an earlier version made a link
-    elif (target / layout.REPORT).is_file():
-        shutil.rmtree(target)
     elif target.exists():
-        raise BadInputError(f"{target.name} in the folder of the results is no report of an earlier run; move it away")
+        shutil.rmtree(target)
     temporary.rename(target)
 
 

@@ -100,6 +100,7 @@ def test_a_repeated_or_failed_and_retried_task_keeps_its_run(client: MlflowClien
     work(store)
     (child,) = children(client, parent)
     assert (child.info.run_id, child.info.status) == (failed.info.run_id, "FINISHED")
+    assert len(client.get_metric_history(child.info.run_id, "images")) == 1
     assert start(tmp_path) == parent
 
 
