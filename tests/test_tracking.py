@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from medssl import mlflow_runs, outbox, tracking
-from medssl.exit_codes import BadInputError
+from medssl.__main__ import main
+from medssl.exit_codes import BAD_INPUT, FAILURE, BadInputError
 from medssl.lineage import RAW_DATA
 from medssl.stages import step as steps
 from medssl.store import Artifact, Store
@@ -339,6 +340,28 @@ def test_a_store_that_was_slow_for_a_while_gets_the_rest_later(
     run.end("FINISHED")
     (child,) = children(client, parent)
     assert (child.data.metrics, child.info.status) == ({"loss": 1.0}, "FINISHED")
+
+
+def test_the_command_delivers_what_killed_tasks_left(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, store = start(tmp_path), Store(str(tmp_path / "store"))
+    end(tmp_path, "FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        work(store)
+        tracking.start_task("pretrain", "some step key", store.outbox).release()  # and is killed
+        with pytest.raises(SystemExit, match=str(FAILURE)):
+            main(["deliver", "--store", store.root])
+    assert "0 runs delivered, 2 left" in capsys.readouterr().out
+    assert main(["deliver", "--store", store.root]) == 0
+    assert "2 runs delivered, 0 left" in capsys.readouterr().out
+    assert {run.info.run_name: run.info.status for run in children(client, parent)} == {
+        "ingest": "FINISHED",
+        "pretrain": "KILLED",
+    }
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert main(["deliver", "--store", store.root]) == BAD_INPUT
 
 
 def results_of(store: Store) -> dict[str, tracking.TaskResult]:

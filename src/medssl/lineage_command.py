@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from medssl import outbox, tracking
-from medssl.exit_codes import BadInputError
+from medssl.exit_codes import FAILURE, BadInputError
 from medssl.lineage import TRAINED_KINDS, Found, Graph, weights
 from medssl.progress import counted
 from medssl.store import Store
@@ -127,4 +127,5 @@ def _deliver(store: Store) -> None:
     left = tracking.deliver_all(store.outbox)
     sys.stdout.write(f"{counted(waiting - left, 'run')} delivered, {left} left\n")
     if left:
-        raise RuntimeError("MLflow did not take everything; the rest is kept, run this again when it answers")
+        sys.stderr.write("error: MLflow does not take everything; the rest is kept, run this again when it answers\n")
+        raise SystemExit(FAILURE)
