@@ -186,7 +186,7 @@ def run(study: Study, capsys: pytest.CaptureFixture[str], *arguments: str) -> st
 def test_the_command_prints_the_chain_as_a_tree(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     study.store.record_run("", {"study": "mine", "code_commit": "abcd", "kfp_run_id": "run-7", "container_image": "i"})
     printed = run(study, capsys, "micle 0.1 1").splitlines()
-    assert printed[0] == "model bbbbbbbbbbbb: 0.1 of the labels, draw 0, repeat 1"
+    assert printed[0] == "model bbbbbbbbbbbb: 10 % of the labels, draw 0, repeat 1"
     assert printed[1] == f"models {study.models.digest[:12]}  finetune micle  code c0de"
     assert any(line.startswith("├─ initial: checkpoint") or "─ initial: checkpoint" in line for line in printed)
     assert sum("raw data 5ae05ae05ae0" in line for line in printed) == 1

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from medssl import mlflow_runs, outbox, tracking
+from medssl import mlflow_notes, mlflow_runs, outbox, tracking
 from medssl.__main__ import main
 from medssl.exit_codes import BAD_INPUT, FAILURE, BadInputError
 from medssl.lineage import RAW_DATA
@@ -235,7 +235,17 @@ def test_notes_lead_from_a_model_to_its_pretraining_and_the_raw_data_and_back(
     (pretrained,) = pretrain.outputs.model_outputs
     (trained,) = finetune.outputs.model_outputs
     assert initial.model_id == pretrained.model_id
-    assert client.get_logged_model(trained.model_id).tags["medssl.output"] == f"models/{models.digest}"
+    shown = {"weights": f"models/{models.digest}", "uri": models.uri}
+    assert client.get_logged_model(trained.model_id).params == shown
+
+
+def test_a_description_longer_than_mlflow_takes_says_how_much_it_leaves_out() -> None:
+    lines = [f"| task {number:03} |" + "x" * 86 for number in range(120)]
+    text = mlflow_notes._fitting(lines)
+    num_shown = text.count("| task ")
+    assert num_shown == 7500 // 100
+    assert f"… and {120 - num_shown} more lines" in text
+    assert mlflow_notes._fitting(lines[:70]) == "\n".join(lines[:70]) + "\n"
 
 
 def test_what_was_told_twice_is_there_once(client: MlflowClient, tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ def _add_model(client: MlflowClient, run: Run, name: str, tags: Mapping[str, str
     if model is None:
         known = {**tags, MLFLOW_MODEL_IS_EXTERNAL: "true"}
         free = re.sub(r"[/:.%\"']", "-", name)  # which MLflow does not take
-        model = client.create_logged_model(run.info.experiment_id, free, run.info.run_id, known)
+        shown = {"weights": tags[OUTPUT_TAG], "uri": tags[URI_TAG]}  # a model's page shows no tags
+        model = client.create_logged_model(run.info.experiment_id, free, run.info.run_id, known, shown)
     if str(model.status) != str(LoggedModelStatus.READY):
         client.finalize_logged_model(model.model_id, "READY")
     if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else [])}:

@@ -48,10 +48,9 @@ def lines(graph: Graph, found: Found, *, down: bool = False) -> Iterator[str]:
         yield ""
     if found.model:
         model = found.model
-        yield (
-            f"model {weights(model)[:_DIGITS]}: {model['label_fraction']:.6g} of the labels, draw {model['draw']}, "
-            f"repeat {model['repeat']}{', selected' if model['is_selected'] else ''}"
-        )
+        share, selected = f"{100 * model['label_fraction']:.6g} %", ", selected" if model["is_selected"] else ""
+        which = f"draw {model['draw']}, repeat {model['repeat']}{selected}"
+        yield f"model {weights(model)[:_DIGITS]}: {share} of the labels, {which}"
     yield from _tree(graph, found.digest, "", set(), down=down)
     shown = graph.ahead(found.digest) if down else graph.behind(found.digest)
     for key, run in graph.study_runs(shown).items():

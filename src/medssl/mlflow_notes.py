@@ -30,6 +30,7 @@ DIRECT = "input"  # context of a data set that the task itself read
 STUDY_TAG = "medssl.study_digest"
 _COMMIT_TAG = "mlflow.source.git.commit"
 _KFP_URL_TAG = "kfp.pipeline_run_url"  # KFP's plugin sets it on the run of a pipeline
+_DIGITS = 12  # of a digest that stands whole elsewhere
 _MAX_CHARS = 7500  # MLflow cuts a tag at 8000
 
 
@@ -63,7 +64,7 @@ def describe_study(client: MlflowClient, run: Run) -> None:
     lines = [f"Study **{run.info.run_name}**: {_origin(run, run.data.tags)}.\n", "| task | result |", "|---|---|"]
     for child in children:
         kind, _, digest = child.data.tags.get(OUTPUT_TAG, "").partition("/")
-        lines.append(f"| [{child.info.run_name}]({page(child)}) | {kind or child.info.status} {digest[:12]} |")
+        lines.append(f"| [{child.info.run_name}]({page(child)}) | {kind or child.info.status} {digest[:_DIGITS]} |")
     client.set_tag(run.info.run_id, NOTE_TAG, _fitting(lines))
 
 
@@ -77,7 +78,7 @@ def _origin(parent: Run, tags: dict[str, str]) -> str:
     known = {**parent.data.tags, **tags}
     parts = []
     if study := parent.data.tags.get(STUDY_TAG):
-        parts.append(f"[study file]({page(parent, STUDY_FILE)}) `{study[:12]}`")
+        parts.append(f"[study file]({page(parent, STUDY_FILE)}) `{study[:_DIGITS]}`")
     if version := tags.get("medssl.code_version"):
         parts.append(f"code version `{version}`")
     if commit := known.get(_COMMIT_TAG):
@@ -98,7 +99,7 @@ def _inputs(client: MlflowClient, run: Run) -> list[str]:
         output = "/".join(json.loads(one.dataset.source)["uri"].rstrip("/").split("/")[-2:])
         maker = find_maker(client, run.info.experiment_id, output, run.data.tags.get(PART_OF_TAG, ""))
         made_by = f"[{maker.info.run_name}]({page(maker)})" if maker else UNKNOWN
-        what = f"`{output}`"
+        what = f"`{output.partition('/')[0]}/{output.partition('/')[2][:_DIGITS]}`"
         if model := find_model(client, run.info.experiment_id, output):
             what += f" [model]({model_page(model)})"
             if model.model_id not in known:
