@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from medssl.architecture import Size, classifier_head_size, encoder_size, projection_head_size, representation_dim
-from medssl.config import ArmConfig, EncoderConfig, FinetuneConfig, Precision, PretrainRun, Study
+from medssl.config import RANDOM_INITIALIZATION, ArmConfig, EncoderConfig, FinetuneConfig, Precision, PretrainRun, Study
 from medssl.stages.train import grid, repeats
 
 FLOPS_PER_MULTIPLY_ADD = 2
@@ -170,7 +170,7 @@ def _pretraining(study: Study, assumptions: Assumptions) -> Work:
     for run in study.pretraining:
         num_views = 2 * run.batch_size * run.num_steps
         # Micro batches are projected once more, before the loss of the whole batch is known.
-        is_split = 0 < run.micro_batch_size < run.batch_size // study.resources.processes
+        is_split = 0 < run.micro_batch_size < run.batch_size
         own = _flops(_pretrained(study, run), num_views * (PASSES_OF_A_STEP + is_split))
         flops, hours = flops + own, hours + assumptions.hours(own, run.precision)
     num_runs = len(study.pretraining)
@@ -180,12 +180,18 @@ def _pretraining(study: Study, assumptions: Assumptions) -> Work:
 def _finetuning(study: Study, assumptions: Assumptions, images: _Images, stage: str) -> Work:
     """The search, or the repeats of what it chose."""
     settings = study.finetune
+    validation = images.of_split.get("validation", 0.0)
     per_run = settings.num_steps * settings.batch_size * _images_per_unit(study, assumptions) * PASSES_OF_A_STEP
-    per_run += _num_evaluations(settings) * images.of_split.get("validation", 0.0)
+    per_run += _num_evaluations(settings) * validation
     num_runs, flops = 0, 0.0
     for arm in study.arms:
-        own = len(grid(settings, arm)) if stage == "search_hyperparameters" else num_models(study, arm)
-        num_runs, flops = num_runs + own, flops + own * _flops(_classifier(study, arm), per_run)
+        is_search = stage == "search_hyperparameters"
+        own = len(grid(settings, arm)) if is_search else num_models(study, arm)
+        num_passes = own * per_run
+        if settings.trainable == "head":  # each image passes once through an encoder; what the heads do is not counted
+            num_encoders = own if arm.init == RANDOM_INITIALIZATION and not is_search else 1
+            num_passes = num_encoders * (images.of_split.get("train", 0.0) + validation)
+        num_runs, flops = num_runs + own, flops + _flops(_classifier(study, arm), num_passes)
     hours = assumptions.hours(flops, settings.precision)
     return Work(stage, len(study.arms), num_runs, num_runs * settings.num_steps, flops, hours)
 

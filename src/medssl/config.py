@@ -502,6 +502,11 @@ class FinetuneConfig(Section):
         _check_precision("finetune", self.precision, self.image_size_px)
         return self
 
+    def that_train(self) -> dict[str, Any]:
+        """The settings on which one training depends: not those that list the trainings or say when they save."""
+        listing = ("learning_rates", "weight_decays", "label_fractions", "search", "repeats", "checkpoint_every_steps")
+        return {key: value for key, value in self.dump().items() if key not in listing}
+
     def of(self, arm: ArmConfig) -> Self:
         """The settings of one arm, which may be trained at some of the label fractions only."""
         return self.model_copy(update={"label_fractions": arm.label_fractions}) if arm.label_fractions else self

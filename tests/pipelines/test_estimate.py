@@ -33,7 +33,7 @@ def one_run(*overrides: str) -> Study:
             "encoders={r50: {depth: 50}}",
             f"pretraining=[{run}]",
             "arms=[{name: a, encoder: r50, init: simclr, method: S}]",
-            "compare.pairs=[]",
+            "compare={}",
             *overrides,
         ],
     )
@@ -55,7 +55,9 @@ def test_micro_batches_take_a_fourth_pass() -> None:
     once = estimate(one_run(), Assumptions()).work[0].flops
     micro = estimate(one_run("pretraining.simclr.micro_batch_size=64"), Assumptions()).work[0].flops
     assert micro / once == pytest.approx(4 / 3)
-    enough = one_run("pretraining.simclr.micro_batch_size=64", "resources.processes=8")
+    several = one_run("pretraining.simclr.micro_batch_size=64", "resources.processes=8")  # counts those of all together
+    assert estimate(several, Assumptions()).work[0].flops == micro
+    enough = one_run("pretraining.simclr.micro_batch_size=512")
     assert estimate(enough, Assumptions()).work[0].flops == once
 
 
@@ -171,7 +173,7 @@ def test_a_study_of_which_nothing_can_run_still_has_a_cost(capsys: pytest.Captur
         "--set",
         arms,
         "--set",
-        "compare.pairs=[]",
+        "compare={}",
         "--set",
         "pretraining=[]",
         "--store",
@@ -179,3 +181,15 @@ def test_a_study_of_which_nothing_can_run_still_has_a_cost(capsys: pytest.Captur
     ]
     assert main(["plan", str(CHEXPERT), *options]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("no task, 0 of them train, – GPU hours")
+
+
+def test_a_linear_probe_passes_each_image_once() -> None:
+    sizes = "splits={train: 1000, validation: 100, test: 100}"
+    settings = "finetune={trainable: head, num_steps: 10, batch_size: 8, learning_rates: [0.1, 0.2], label_fractions: "
+    settings += "[0.1, 1.0], repeats: 5, image_size_px: 224}"
+    once = 1100 * RESNET50_FLOPS
+    found = flops(estimate(one_run(settings, sizes), Assumptions()))
+    assert found["search_hyperparameters"] == pytest.approx(once, rel=0.01)
+    assert found["finetune"] == pytest.approx(once, rel=0.01)
+    random = flops(estimate(one_run(settings, sizes, "arms.a.init=random"), Assumptions()))
+    assert random["finetune"] == pytest.approx(2 * 5 * once, rel=0.01)  # an encoder of its own for each seed

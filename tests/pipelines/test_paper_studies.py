@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medssl.analysis.multiplicity import required_replicates
 from medssl.config import Study, load_study
 from medssl.exit_codes import BadInputError
 from medssl.stages.train import grid
@@ -231,3 +232,15 @@ def test_every_pair_is_tested_in_one_family_with_all_labels(study: Study) -> Non
     listed = [pair for family in families for pair in family.pairs]
     assert sorted(listed) == sorted(study.compare.pairs)
     assert len(study.compare.label_efficiency) >= 2
+
+
+@pytest.mark.parametrize("study", [DERM, CHEXPERT], ids=["derm", "chexpert"])
+def test_every_family_is_small_enough_to_be_resolved(study: Study) -> None:
+    for family in study.compare.families:
+        assert family.metrics, family.name
+        per_class = [name for name in family.metrics if name == "auc"]  # a row for each finding
+        rows = len(family.metrics) - len(per_class) + len(per_class) * len(study.task.findings)
+        num_sets = len(study.external) if family.splits == ("external",) else 1
+        num_comparisons = len(family.pairs) * len(family.label_fractions) * rows * num_sets
+        needed = required_replicates(num_comparisons, study.compare.alpha)
+        assert needed <= 10 * study.compare.num_replicates, family.name  # minutes, not hours

@@ -35,6 +35,27 @@ def test_the_grid_is_searched_at_the_largest_fraction_or_at_each() -> None:
     assert len(grid(settings(search="per_fraction"), ARM)) == 8
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repeats": 3},
+        {"learning_rates": [0.3]},
+        {"weight_decays": [0.1]},
+        {"label_fractions": [0.5, 1.0]},
+        {"search": "per_fraction"},
+        {"checkpoint_every_steps": 7},
+    ],
+)
+def test_what_lists_trainings_does_not_change_one_of_them(change: dict[str, object]) -> None:
+    assert settings(**change).that_train() == settings().that_train()
+
+
+def test_what_a_training_sees_changes_it() -> None:
+    listing = {"learning_rates", "weight_decays", "label_fractions", "search", "repeats", "checkpoint_every_steps"}
+    assert settings().that_train().keys() == settings().dump().keys() - listing
+    assert settings(seed=1).that_train() != settings().that_train()
+
+
 def test_the_best_validation_score_is_chosen_per_arm_and_fraction_and_the_rest_says_why_not() -> None:
     rows = [row(0.1, 0.7), row(0.2, 0.8), row(0.3, None), row(0.1, 0.9, arm="b"), row(0.1, 0.1, fraction=0.1)]
     marked = choose(rows)

@@ -83,6 +83,7 @@ def run(world_size, rank, port):
             "finetune": finetune(ranks),
             "activations": activations(ranks),
             "gathered": ranks.gather(torch.full((1, 2), float(rank))),
+            "total": ranks.total(torch.tensor([0.1, float(rank)], dtype=torch.float64)),
             "any": (ranks.any(rank == world_size - 1), ranks.any(False)),
         }
     torch.save(found, f"{sys.argv[1]}/{world_size}-{rank}.pt")
@@ -260,6 +261,7 @@ def test_bfloat16_activations_are_normalised_as_in_one_process(worlds, world_siz
 def test_ranks_share_rows_in_their_order_and_flags(worlds, world_size) -> None:
     for rank in worlds[world_size]:
         assert rank["gathered"].tolist() == [[float(number)] * 2 for number in range(world_size)]
+        assert rank["total"].tolist() == pytest.approx([0.1 * world_size, sum(range(world_size))], rel=1e-15)
         assert rank["any"] == (True, False)
 
 

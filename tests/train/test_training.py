@@ -27,6 +27,7 @@ from medssl.train.finetune import Finetuning, augmentation, finetune
 from medssl.train.jobs import ExternalSet, FinetuneItem, FinetuneJob, Inputs, PredictItem, PredictJob, PretrainJob
 from medssl.train.predict import predict
 from medssl.train.pretrain import pretrain
+from medssl.train.scoring import predict_scores
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 ENCODER = EncoderConfig(depth=18, width=0.125)
@@ -235,6 +236,22 @@ def test_training_never_opens_test_images_and_predicting_does(data: Prepared, mo
     assert by_split["test"]["dataset"] == "d"
     scores = table["y_score"].to_numpy()
     assert ((scores >= 0) & (scores <= 1)).all()
+
+
+class Part(Ranks):
+    """One of several ranks that does not hear of the others."""
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def test_the_scores_that_ranks_share_are_those_of_one(data: Prepared) -> None:
+    tuning = Finetuning(*(job := finetune_job(data, "shared"), item(), Cohorts.read(job), ALONE), data.fresh("shared"))
+    split, how = tuning.cohorts.train, {"size_px": SIZE, "batch_size": 3, "precision": "float32"}
+    whole = predict_scores(tuning.model, split, ranks=ALONE, **how)
+    parts = [predict_scores(tuning.model, split, ranks=Part(rank, 3, ALONE.device), **how) for rank in range(3)]
+    assert all(0 < np.count_nonzero(part) < part.size for part in parts)
+    assert np.array_equal(sum(parts), whole)
 
 
 def predict_job(data: Prepared, weights: Path, name: str) -> PredictJob:

@@ -180,20 +180,19 @@ def search_hyperparameters(
     code_version: str,
 ) -> steps.Made:
     """Fine-tune one arm over the grid; only validation scores leave this stage."""
+    items = grid(settings, arm)
     initial, catalog = _initial(store, arm.init, catalog_uri, imported, encoder, data.channels)
     with steps.start(
         "search_hyperparameters",
         store=store,
         code_version=code_version,
-        config=_finetune_config(settings, task, arm, encoder),
+        config=_finetune_config(settings, task, arm, encoder, items),
         inputs={**data.artifacts, **_role("initial", initial)},
         lineage=_role("catalog", catalog),
         item=arm.name,
     ) as step:
         if step.made is None:
-            outcomes = _finetune(
-                store, step, grid(settings, arm), settings, task, arm, encoder, data, initial, keeps_weights=False
-            )
+            outcomes = _finetune(store, step, items, settings, task, arm, encoder, data, initial, keeps_weights=False)
             rows = [{name: outcome[name] for name in schema.SCORES.columns.names} for outcome in outcomes]
             schema.write(_table(rows, schema.SCORES), schema.SCORES, step.folder / layout.SCORES)
             best = max((o["validation_score"] for o in outcomes if o["validation_score"] is not None), default=None)
@@ -242,7 +241,7 @@ def finetune(
         "finetune",
         store=store,
         code_version=code_version,
-        config={**_finetune_config(settings, task, arm, encoder), "items": items},
+        config=_finetune_config(settings, task, arm, encoder, items),
         inputs={**data.artifacts, **_role("initial", initial)},
         lineage={**_role("catalog", catalog), "selection": selection},
         item=arm.name,
@@ -476,10 +475,16 @@ def _finetune(
 
 
 def _finetune_config(
-    settings: FinetuneConfig, task: TaskConfig, arm: ArmConfig, encoder: EncoderConfig
+    settings: FinetuneConfig,
+    task: TaskConfig,
+    arm: ArmConfig,
+    encoder: EncoderConfig,
+    items: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
+    """What the outcome of the items depends on."""
     return {
-        "finetune": settings.dump(),
+        "finetune": settings.that_train(),
+        "items": list(items),
         "task": task.dump(),
         "arm": arm.name,
         "encoder": encoder.dump(),

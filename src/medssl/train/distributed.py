@@ -79,6 +79,14 @@ class Ranks:
             dist.all_reduce(total)
         return self.world_size * count / total.clamp(min=1)
 
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of the ranks' tensors of one shape, on the CPU; every rank gets the same."""
+        if self.world_size == 1:
+            return values
+        shared = values.to(self.device)
+        dist.all_reduce(shared)
+        return shared.cpu()
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank; every rank gets the same answer."""
         if self.world_size == 1:

@@ -272,7 +272,7 @@ class Finetuning:
             size_px=settings.image_size_px,
             batch_size=EVALUATION_BATCH,
             precision=settings.precision,
-            device=device,
+            ranks=self.ranks,
         )
 
     def _save(self) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from medssl import labels, layout, schema
 from medssl.exit_codes import TerminatedError
@@ -59,6 +58,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
     """
     if not ranks.is_first:
         return
+    alone = Ranks(0, 1, ranks.device)
     stop = StopRequest()
     index = schema.read(job.inputs.index_path, schema.INDEX)
     splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
@@ -73,7 +73,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
             continue
         evaluated = _open(job, study, source)
         for item, part in missing:
-            schema.write(_predicted(job, item, evaluated, study.classes, ranks.device), schema.PREDICTIONS, part)
+            schema.write(_predicted(job, item, evaluated, study.classes, alone), schema.PREDICTIONS, part)
             num_done += 1
             progress.update(num_done)
             if stop.requested:
@@ -96,16 +96,16 @@ def _open(job: PredictJob, study: _Study, source: str | ExternalSet) -> _Evaluat
 
 
 def _predicted(
-    job: PredictJob, item: PredictItem, evaluated: _Evaluated, classes: tuple[str, ...], device: torch.device
+    job: PredictJob, item: PredictItem, evaluated: _Evaluated, classes: tuple[str, ...], ranks: Ranks
 ) -> pa.Table:
     """The rows of one model and split."""
     scores_MK = predict_scores(
-        _model(job, item, len(classes)).to(device),
+        _model(job, item, len(classes)).to(ranks.device),
         evaluated.split,
         size_px=job.image_size_px,
         batch_size=job.settings.batch_size,
         precision=job.settings.precision,
-        device=device,
+        ranks=ranks,
     )
     return _rows(job, item, evaluated, classes, scores_MK)
 

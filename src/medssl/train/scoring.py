@@ -16,6 +16,7 @@ from medssl.model.networks import Classifier, Head
 from medssl.train import augment
 from medssl.train.batches import Batches, Rows
 from medssl.train.cohorts import Split
+from medssl.train.distributed import Ranks
 from medssl.train.loader import Images, Index
 from medssl.train.precision import autocast
 
@@ -23,17 +24,22 @@ EVALUATION_BATCH = 256  # images
 
 
 def predict_scores(
-    model: Classifier, split: Split, *, size_px: int, batch_size: int, precision: Precision, device: torch.device
+    model: Classifier, split: Split, *, size_px: int, batch_size: int, precision: Precision, ranks: Ranks
 ) -> np.ndarray:
     """Probabilities in [0, 1] of each unit of `split`, float64, shape (M, K).
 
-    Those of findings are independent; those of conditions sum to 1.
+    Those of findings are independent; those of conditions sum to 1. The ranks share the batches, whose units do not
+    depend on their number, and every rank gets all.
     """
     model.eval()
-    groups = list(_groups(split.images_of, batch_size))
-    with _evaluated(split.images, [_images(split, units) for units in groups], size_px, device) as batches:
-        inputs = (augment.to_unit(batch_NSSC, device) for batch_NSSC in batches)
-        return _scores(model, split, groups, inputs, precision, device)
+    groups = list(_groups(split.images_of, batch_size))[ranks.rank :: ranks.world_size]
+    with _evaluated(split.images, [_images(split, units) for units in groups], size_px, ranks.device) as batches:
+        inputs = (augment.to_unit(batch_NSSC, ranks.device) for batch_NSSC in batches)
+        own_MK = _scores(model, split, groups, inputs, precision, ranks.device)
+    scores_MK = torch.zeros(split.labelled.mask_MK.shape, dtype=torch.float64)
+    scores_MK[[unit for units in groups for unit in units]] = torch.from_numpy(own_MK)
+    shared: np.ndarray = ranks.total(scores_MK).numpy()
+    return shared
 
 
 def predict_head_scores(head: Head, split: Split, representation_ND: Tensor, *, device: torch.device) -> np.ndarray:
