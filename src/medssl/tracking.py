@@ -284,13 +284,13 @@ def complete_study(
     journal = run._journal
     if journal is None:
         return {}
-    deliver_all(journal.folder, without=run)
+    left = deliver_all(journal.folder, without=run)
     known = {
         key: vars(task) | {"output": task.output._asdict(), "metrics": list(task.metrics)}
         for key, task in tasks.items()
     }
     run._tell("tasks", tasks=known, is_finished=is_finished)
-    if not run.deliver(within_s=AT_THE_END_S, eagerly=True):
+    if not run.deliver(within_s=AT_THE_END_S, eagerly=not left):
         return {}
     try:
         delivery = _delivery()
