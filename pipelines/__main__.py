@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     _study_arguments(run)
     run.add_argument("--out", type=Path, help="folder of the results (default: runs/<study name>)")
     run.set_defaults(command=_run)
+    again = commands.add_parser("retrain", help="run a study again if its data changed; patients keep their splits")
+    _study_arguments(again)
+    again.add_argument("--out", type=Path, help="folder of the last run's results (default: runs/<study name>)")
+    again.set_defaults(command=_retrain)
     compiled = commands.add_parser("compile", help="write the pipeline as KFP's YAML")
     _study_arguments(compiled)
     compiled.add_argument("--out", type=Path, required=True, help="YAML file to write")
@@ -89,6 +93,13 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / load_study(options.study, options.overrides).name
     local.run(options.study, out, options.overrides)
+
+
+def _retrain(options: argparse.Namespace) -> None:
+    from pipelines.retrain import retrain
+
+    out = options.out or Path("runs") / load_study(options.study, options.overrides).name
+    retrain(options.study, out, options.overrides)
 
 
 def _compile(options: argparse.Namespace) -> None:

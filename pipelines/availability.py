@@ -106,6 +106,8 @@ def without(study: Study, reasons: Mapping[str, str]) -> Study:
         for family in compare.families
         if (kept := tuple(pair for pair in family.pairs if set(pair) <= left.comparable)) or not family.pairs
     )
+    # Where the candidate cannot be trained, nothing is promoted.
+    promote = study.promote.model_copy(update={"enabled": study.promote.enabled and study.promote.arm not in not_run})
     updates = {"pairs": pairs, "label_efficiency": efficiency, "families": families}
     return left.model_copy(
         update={
@@ -114,5 +116,6 @@ def without(study: Study, reasons: Mapping[str, str]) -> Study:
             "pretraining": pretraining,
             "not_run": not_run,
             "compare": compare.model_copy(update=updates),
+            "promote": promote,
         }
     )

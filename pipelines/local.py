@@ -78,7 +78,7 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
         study = availability.without(study, availability.absent(study, store))
         for arm, reason in study.not_run.items():
             _tell(f"not run: {arm}, which {reason}")
-        root = _data_root(study, out_dir)
+        root = data_root(study, out_dir)
         key_id = preflight.check(study, root, store)
         study = _with_parallel_tasks(study)
         os.environ[PARALLEL_TASKS_VARIABLE] = str(study.resources.parallel_tasks)
@@ -205,7 +205,7 @@ def _with_parallel_tasks(study: Study) -> Study:
     return study.model_copy(update={"resources": study.resources.model_copy(update={"parallel_tasks": number})})
 
 
-def _data_root(study: Study, out_dir: Path) -> Path:
+def data_root(study: Study, out_dir: Path) -> Path:
     """The folder of the raw data; a generated set is made where it does not lie there yet."""
     if study.data.root is not None:
         return Path(study.data.root).expanduser().resolve()

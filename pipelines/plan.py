@@ -27,6 +27,7 @@ STAGES: Mapping[str, str] = {
     "compare": "medssl.stages.analysis",
     "analyze_subgroups": "medssl.stages.analysis",
     "write_report": "medssl.stages.analysis",
+    "promote": "medssl.stages.promotion",
 }
 
 Item = dict[str, Any]
@@ -68,7 +69,13 @@ class Plan:
         if self.external:
             listed += [f"prepare_dataset {item['name']}" for item in self.external] + ["collect datasets"]
         listed += [f"predict {arm}" for arm in arms]
-        return [*listed, "compare", "analyze_subgroups", "write_report"]
+        listed += ["compare", "analyze_subgroups", "write_report"]
+        return [*listed, f"promote {self.sections['promote']['promote']['arm']}"] if self.promotes else listed
+
+    @property
+    def promotes(self) -> bool:
+        """Whether a model of the study is compared with the champion."""
+        return bool(self.sections["promote"]["promote"]["enabled"])
 
     @property
     def num_tasks(self) -> int:
@@ -145,6 +152,18 @@ def make_plan(study: Study) -> Plan:
             key: [one | {"root": ""} for one in sets]
             for key, sets in (("external", external), ("pretraining_data", pretraining_sets))
         },
+    }
+    encoder_of = {arm.name: study.encoders[arm.encoder].dump() for arm in study.arms}
+    sections["promote"] = {
+        "promote": study.promote.dump(),
+        "compare": study.compare.dump(),
+        "subgroups": study.subgroups.dump(),
+        "predict": study.predict.dump(),
+        "task": study.task.dump(),
+        "encoder": encoder_of.get(study.promote.arm, {}),
+        "study_id": study.name,
+        "dataset": study.data.name,
+        "image_size_px": study.finetune.image_size_px,
     }
     versions = {stage: stage_version(module, stage) for stage, module in STAGES.items()}
     return Plan(pretraining_sets, levels, external, arms, sections, versions)

@@ -21,6 +21,7 @@ from components.ingest import ingest
 from components.predict import predict
 from components.prepare_dataset import prepare_dataset
 from components.pretrain import pretrain
+from components.promote import promote
 from components.search_hyperparameters import search_hyperparameters
 from components.select import select
 from components.write_report import write_report
@@ -45,6 +46,19 @@ class Outputs(NamedTuple):
     report: dsl.Artifact
 
 
+class PromotedOutputs(NamedTuple):
+    """What a run that promotes leaves."""
+
+    index: dsl.Dataset
+    splits: dsl.Dataset
+    shards: dsl.Dataset
+    selection: dsl.Artifact
+    models: dsl.Artifact
+    comparison: dsl.Dataset
+    report: dsl.Artifact
+    promotion: dsl.Artifact
+
+
 def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
     """The pipeline of one study.
 
@@ -53,6 +67,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
         parallel_tasks: Fine-tuning tasks at a time.
     """
     sections, versions = plan.sections, plan.code_versions
+    returned = PromotedOutputs if plan.promotes else Outputs
 
     @dsl.pipeline(name=PIPELINE_NAME, description="Pretraining without labels, fine-tuning, comparison, report.")
     def study_pipeline(
@@ -64,7 +79,7 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
         level_3_runs: list = _level(plan, 3),  # type: ignore[type-arg]  # noqa: B008
         external_sets: list = list(plan.external),  # type: ignore[type-arg]  # noqa: B006
         arms: list = list(plan.arms),  # type: ignore[type-arg]  # noqa: B006
-    ) -> Outputs:
+    ) -> returned:  # type: ignore[valid-type]
         source = fingerprint(config=sections["fingerprint"], root=root, code_version=versions["fingerprint"])
         source.set_caching_options(enable_caching=False)
         indexed = ingest(
@@ -166,15 +181,26 @@ def make_pipeline(plan: Plan, *, parallel_tasks: int = 1) -> Any:
             code_version=versions["write_report"],
             **({"checkpoints": catalog["catalog"]} if catalog else {}),
         )
-        return Outputs(
-            index=index,
-            splits=data["splits"],
-            shards=data["shards"],
-            selection=selected.outputs["selection"],
-            models=models.outputs["catalog"],
-            comparison=compared.outputs["comparison"],
-            report=reported.outputs["report"],
-        )
+        outputs: dict[str, Any] = {
+            "index": index,
+            "splits": data["splits"],
+            "shards": data["shards"],
+            "selection": selected.outputs["selection"],
+            "models": models.outputs["catalog"],
+            "comparison": compared.outputs["comparison"],
+            "report": reported.outputs["report"],
+        }
+        if plan.promotes:
+            promoted = promote(
+                **data,
+                models=models.outputs["catalog"],
+                comparison=compared.outputs["comparison"],
+                config=sections["promote"],
+                code_version=versions["promote"],
+            )
+            promoted.set_caching_options(enable_caching=False)  # who is champion changes without any input changing
+            outputs["promotion"] = promoted.outputs["promotion"]
+        return returned(**outputs)
 
     return study_pipeline
 

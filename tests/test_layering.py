@@ -35,7 +35,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "llvmlite": ("medssl.train.pixels", "medssl.analysis.kernels"),
     "cv2": ("medssl.train",),
     "apache_beam": ("medssl.data.shards",),
-    "mlflow": ("medssl.delivery", "medssl.mlflow_notes", "medssl.mlflow_runs"),
+    "mlflow": ("medssl.delivery", "medssl.mlflow_notes", "medssl.mlflow_runs", "medssl.registry"),
     "sklearn": (),  # only tests, which compare the metrics with it
     "kubernetes": ("medssl.train.launch",),
     "kfp": ("components", "pipelines"),
@@ -51,7 +51,7 @@ def layer_of(module: str) -> str | None:
         return top
     if top != "medssl":
         return None
-    if rest in ("__main__", "compare_command", "lineage_command", "table_commands", "weight_commands"):
+    if rest == "__main__" or rest.endswith(("_command", "_commands")):
         return "command"
     part = rest.partition(".")[0]
     return part if part in MAY_IMPORT else BASE

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl.__main__ import STAGES, main
-from medssl.stages import analysis, data, train
+from medssl.__main__ import MODULES, STAGES, main
 
 STUDY = str(Path(__file__).parents[1] / "pipelines" / "studies" / "tiny.yaml")
 
@@ -104,5 +103,4 @@ def test_every_stage_of_the_pipeline_has_its_command() -> None:
     from pipelines.plan import STAGES as PLANNED
 
     assert list(STAGES) == list(PLANNED)
-    modules = {"data": data, "train": train, "analysis": analysis}
-    assert all(PLANNED[name] == modules[STAGES[name][0]].__name__ for name in STAGES)
+    assert all(PLANNED[name] == MODULES[STAGES[name][0]].__name__ for name in STAGES)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import compare_command, layout, lineage_command, schema, table_commands, weight_commands
+from medssl import (
+    cleanup_command,
+    compare_command,
+    layout,
+    lineage_command,
+    promotion_command,
+    schema,
+    table_commands,
+    weight_commands,
+)
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -25,7 +34,8 @@ from medssl.config import (
 )
 from medssl.exit_codes import FAILURE, OK, BadInputError, TerminatedError, exit_code
 from medssl.progress import Progress
-from medssl.stages import analysis, data, train
+from medssl.stages import analysis, data, promotion, train
+from medssl.stages.contest import Rules
 from medssl.stages.step import Made
 from medssl.store import STORE_VARIABLE, Store
 from medssl.verification.folder import verify
@@ -55,8 +65,7 @@ class Call:
         self.store = _store(options)
         self.item: str | None = options.item
         self._inputs = [_pair(text) for text in options.input]
-        module = {"data": data, "train": train, "analysis": analysis}[STAGES[stage][0]]
-        self.code_version = stage_version(module.__name__, stage)
+        self.code_version = stage_version(MODULES[STAGES[stage][0]].__name__, stage)
 
     def uri(self, role: str) -> str:
         """The one artifact given for `role`."""
@@ -271,6 +280,24 @@ def _write_report(call: Call) -> Made:
     )
 
 
+def _promote(call: Call) -> Made:
+    study = call.study
+    names = ("promote", "compare", "subgroups", "predict", "task")
+    return promotion.promote(
+        call.store,
+        Rules(**{name: getattr(study, name) for name in names}),
+        encoder=study.encoders[_named(study.arms, study.promote.arm).encoder],
+        data=call.data,
+        study_id=study.name,
+        dataset=study.data.name,
+        image_size_px=study.finetune.image_size_px,
+        catalog_uri=call.uri("models"),
+        comparison_uri=call.uri("comparison"),
+        code_version=call.code_version,
+    )
+
+
+MODULES = {"data": data, "train": train, "analysis": analysis, "promotion": promotion}
 # By stage: the module that defines it, the inputs it takes ("?": optional, "*": several), and how it is called.
 STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
     "fingerprint": ("data", "", _fingerprint),
@@ -291,6 +318,7 @@ STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
         "index splits shards selection models comparison subgroups checkpoints?",
         _write_report,
     ),
+    "promote": ("promotion", "index splits shards models comparison", _promote),
 }
 
 
@@ -300,11 +328,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_tools(commands)
     on_tables_of = {**table_commands.COMMANDS, "compare": compare_command.COMMAND}
     for stage, (module, inputs, call) in STAGES.items():
-        text = getattr({"data": data, "train": train, "analysis": analysis}[module], stage).__doc__ or ""
+        text = getattr(MODULES[module], stage).__doc__ or ""
         command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
         on_tables = on_tables_of.get(stage)
+        is_optional = on_tables or stage == "promote"
         command.add_argument(
-            "study", type=Path, nargs="?" if on_tables else None, help="study file whose section is used"
+            "study", type=Path, nargs="?" if is_optional else None, help="study file whose section is used"
         )
         command.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
         command.add_argument(
@@ -315,6 +344,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
         if on_tables:
             table_commands.add(command, on_tables)
+        if stage == "promote":
+            promotion_command.add(command)
     return parser
 
 
@@ -341,6 +372,9 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     weight_commands.add(published, _store)
     for command in lineage_command.add(commands, _store):
         _add_store(command)
+    cleaned = commands.add_parser("gc", help="remove from a store what no champion and no kept run reaches")
+    _add_store(cleaned)
+    cleanup_command.add(cleaned, _store)
     check = commands.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
     check.add_argument("folder", type=Path, help="its files are read, and nothing is changed")
     check.add_argument("--quick", action="store_true", help="do not decode the stored images")

@@ -657,6 +657,26 @@ class SubgroupConfig(Section):
         return {a, b} <= set(self.by) and a != b and {a, b} != {"skin_type", "skin_type_group"}
 
 
+class PromoteConfig(Section):
+    """When a model of the study becomes champion. Replicates, level and seed are those of `compare`.
+
+    The candidate is the repeat that validation chose of `arm`, at its largest label fraction.
+    """
+
+    enabled: bool = False
+    model: Name | Literal[""] = ""  # in MLflow's registry; "": named like the study
+    arm: Name | Literal[""] = ""
+    # By how much of the primary metric it may be worse in a subgroup, and by how much its calibration error may be
+    # larger than the champion's: the interval of the difference must stay within.
+    margin: float = Field(0.05, ge=0, lt=1)
+    ece_margin: float = Field(0.02, ge=0, lt=1)
+    crossed: bool = False  # also groups by two attributes at once, which are small
+    min_patients: int = Field(0, ge=0)  # of a subgroup; 0: as subgroups.min_patients
+    approve_small_groups: bool = False  # groups that cannot be assessed need no person's approval
+    auto_first: bool = False  # the first model becomes champion without a person's approval
+    max_test_uses: Positive = 20  # of one test set, beyond which each promotion warns
+
+
 class ReportConfig(Section):
     """Words of the report that the study chooses."""
 
@@ -710,6 +730,7 @@ class Study(Section):
     external: tuple[DataConfig, ...] = ()  # data sets on which the finished models are evaluated unchanged
     compare: CompareConfig = CompareConfig()
     subgroups: SubgroupConfig = SubgroupConfig()
+    promote: PromoteConfig = PromoteConfig()
     report: ReportConfig
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -790,6 +811,11 @@ class Study(Section):
                 f"possible: patient, {own}"
             )
         self._check_comparisons()
+        if self.promote.enabled and self.promote.arm not in arms:
+            raise ValueError(
+                f'promote.arm: name the arm whose model is the candidate, found "{self.promote.arm}"; '
+                f"possible: {', '.join(sorted(arms))}"
+            )
         for level, count in (("pretraining", len(runs)), ("arms", len(arms)), ("external", len(self.external))):
             if count > MAX_LOOP_ITEMS:
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")

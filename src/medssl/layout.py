@@ -23,6 +23,7 @@ ARMS = "arms.parquet"
 METRICS = "metrics.parquet"
 CALIBRATION = "calibration.parquet"
 REPORT = "index.html"
+DECISION = "decision.json"
 
 # Roles of an external set's artifacts among the inputs of a step, before the set's name.
 EXTERNAL_INDEX = "index of "

@@ -45,6 +45,8 @@ MAKER: Mapping[str, str] = MappingProxyType(
         "comparison": "compare",
         "subgroups": "analyze_subgroups",
         "report": "write_report",
+        "rescored": "promote",
+        "promotion": "promote",
     }
 )
 

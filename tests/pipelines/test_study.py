@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from medssl.config import Study, load_study
+from medssl.config import ConfigError, Study, load_study
 from pipelines import study as study_module
 from pipelines.__main__ import main
 from pipelines.lint import lint
@@ -290,7 +290,7 @@ def test_pretraining_is_told_the_task_for_its_probe_alone() -> None:
 
 def test_every_stage_of_the_plan_is_a_task_of_the_demo(demo_ir: dict[str, Any]) -> None:
     stages = {task.rstrip("-0123456789").replace("-", "_") for task in tasks_of(demo_ir)}
-    assert stages == set(STAGES) - {"prepare_dataset"}  # the demo has no external set
+    assert stages == set(STAGES) - {"prepare_dataset", "promote"}  # the demo has no external set and promotes nothing
 
 
 def test_the_plan_lists_every_task_with_its_item(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -309,3 +309,17 @@ def test_the_plan_counts_the_tasks_that_run() -> None:
     plan = make_plan(load_study(DEMO))
     assert plan.num_tasks == 4 + (1 + 1) + (1 + 1) + 3 * 3 + 5
     assert plan.num_training_processes == 1 + 1 + 2 * 3
+
+
+def test_a_study_that_promotes_has_one_task_more_that_is_never_cached(tmp_path: Path) -> None:
+    study = load_study(DEMO, ["promote={enabled: true, arm: micle}"])
+    plan = make_plan(study)
+    assert plan.tasks[-1] == "promote micle"
+    assert plan.sections["promote"]["encoder"] == study.encoders["resnet18-quarter"].dump()
+    compile_pipeline(plan, tmp_path / "pipeline.yaml")
+    ir = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    task = ir["root"]["dag"]["tasks"]["promote"]
+    assert "enableCache" not in task["cachingOptions"]
+    assert "promotion" in ir["root"]["outputDefinitions"]["artifacts"]
+    with pytest.raises(ConfigError, match=r'promote\.arm: name the arm whose model is the candidate, found "nobody"'):
+        load_study(DEMO, ["promote={enabled: true, arm: nobody}"])

@@ -73,17 +73,31 @@ class Uses:
         return cls(len(noted), len(models), len({note["study_id"] for note in noted}))
 
 
-def told_uses(store: Store, step: Step, evaluated: Sequence[Evaluation]) -> list[tuple[str, int, float]]:
-    """Say how often each set has now been used; returns that as metrics, which MLflow shows."""
+def told_uses(
+    store: Store, step: Step, evaluated: Sequence[Evaluation], *, most: int | None = None
+) -> list[tuple[str, int, float]]:
+    """Say how often each set has now been used; returns that as metrics, which MLflow shows.
+
+    Args:
+        store: Whose records are counted.
+        step: The present one.
+        evaluated: The sets that it uses.
+        most: Above so many tasks, a warning is given.
+    """
     metrics = []
     records = store.records()
     for one in evaluated:
         uses = Uses.count(records, one, step.key)
         say(
-            f"predict {step.item}: {one.split} of {one.dataset} has now been used by "
+            f"{step.name}: {one.split} of {one.dataset} has now been used by "
             f"{counted(uses.num_models, 'model')} in {counted(uses.num_tasks, 'task')} of "
             f"{uses.num_studies} {'study' if uses.num_studies == 1 else 'studies'} of this store"
         )
+        if most is not None and uses.num_tasks > most:
+            say(
+                f"warning: {one.split} of {one.dataset} has been used more than {most} times: models that were chosen "
+                "by it look better on it than they are; collect a new test set"
+            )
         metrics.append((f"uses_of_{one.split}/{one.dataset}", 0, float(uses.num_tasks)))
         metrics.append((f"models_on_{one.split}/{one.dataset}", 0, float(uses.num_models)))
     return metrics

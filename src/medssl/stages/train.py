@@ -19,6 +19,7 @@ from medssl.config import (
 from medssl.exit_codes import BadInputError
 from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
 from medssl.lineage import MODEL_KEYS, MODELS, MODELS_FILE, as_csv
+from medssl.references import Reference
 from medssl.stages import step as steps
 from medssl.stages.evaluations import EVALUATED, Evaluation, told_uses
 from medssl.store import Artifact, Store, write_json
@@ -281,11 +282,11 @@ def predict(
     external_uri: str | None,
     code_version: str,
 ) -> steps.Made:
-    """Predict validation, test and external sets with every model of one arm; no other stage opens test images."""
+    """Predict validation, test and external sets with every model of one arm; only `rescore` opens test images too."""
     from medssl.train.jobs import ExternalSet, PredictItem, PredictJob
     from medssl.train.launch import launch
 
-    models, catalog = _from_catalog(store, arm.name, catalog_uri)
+    models, catalog = from_catalog(store, arm.name, catalog_uri)
     external, listed_sets = _datasets(store, external_uri)
     with steps.start(
         "predict",
@@ -342,6 +343,73 @@ def predict(
                 [("models", 0, len(listed)), *told_uses(store, step, evaluated)],
                 notes={EVALUATED: [one.noted() for one in evaluated]},
             )
+    return step.result
+
+
+def rescore(
+    store: Store,
+    settings: PredictConfig,
+    task: TaskConfig,
+    model: Reference,
+    models: Artifact,
+    data: Data,
+    *,
+    dataset: str,
+    item: str,
+    code_version: str,
+) -> steps.Made:
+    """Predict the test split of a data set with one finished model, such as an earlier champion.
+
+    Args:
+        store: Where the predictions go.
+        settings: Batches and precision; the split is "test".
+        task: Policies for the truth; how images of a case are fused is the model's own business.
+        model: Which one, and how it is built.
+        models: The artifact with its weights, of this or another store.
+        data: Images and splits.
+        dataset: Name of the data set.
+        item: What the step is called by.
+        code_version: Of the stage.
+    """
+    from medssl.train.jobs import PredictItem, PredictJob
+    from medssl.train.launch import launch
+
+    settings = settings.model_copy(update={"splits": ("test",)})
+    task = task.model_copy(update={"fusion": model.fusion})
+    described = {"predict": settings.dump(), "task": task.dump(), "model": model.as_json(), "dataset": dataset}
+    with steps.start(
+        "rescore",
+        store=store,
+        code_version=code_version,
+        config=described,
+        inputs={**data.artifacts, "models": models},
+        item=item,
+    ) as step:
+        if step.made is None:
+            names = ("arm_id", "label_fraction", "draw", "repeat", "checkpoint_digest")
+            job = PredictJob(
+                inputs=data.inputs,
+                study_id=model.study,
+                dataset=dataset,
+                dataset_digest=data.index.digest,
+                items=(
+                    PredictItem(
+                        **{name: getattr(model, name) for name in names},
+                        is_selected=True,
+                        weights_path=models.folder / model.folder / layout.MODEL,
+                    ),
+                ),
+                classes=model.classes,
+                settings=settings,
+                task=task,
+                encoder=EncoderConfig.model_validate(model.encoder),
+                channels=data.channels,
+                image_size_px=model.image_size_px,
+                work_dir=store.work_dir(step.key),
+                out_dir=step.folder,
+            )
+            launch("medssl.train.predict", job, store.work_dir(step.key) / "job.json", has_machine_alone=False)
+            step.finish("rescored", {"name": item})
     return step.result
 
 
@@ -506,7 +574,7 @@ def _initial(
     elif catalog_uri is None:
         raise BadInputError(f"weights {name} are needed but no catalog of checkpoints was given")
     else:
-        checkpoint, catalog = _from_catalog(store, name, catalog_uri)
+        checkpoint, catalog = from_catalog(store, name, catalog_uri)
     made_with = checkpoint.summary["encoder"]
     found = {**made_with, "input_channels": made_with["input_channels"] or checkpoint.summary["channels"]}
     expected = {**encoder.dump(), "input_channels": encoder.input_channels or channels}
@@ -518,7 +586,7 @@ def _initial(
     return checkpoint, catalog
 
 
-def _from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, Artifact]:
+def from_catalog(store: Store, name: str, catalog_uri: str) -> tuple[Artifact, Artifact]:
     """The artifact of that name in the catalog, and the catalog."""
     catalog = store.open(catalog_uri, kind="catalog")
     entries = json.loads((catalog.folder / layout.CATALOG).read_text())

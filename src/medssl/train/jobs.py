@@ -95,6 +95,7 @@ class PredictJob(Section):
     dataset_digest: str
     external: tuple[ExternalSet, ...] = ()
     items: tuple[PredictItem, ...]
+    classes: tuple[str, ...] = ()  # in the order of the models' outputs; (): those of the study's own set and splits
     settings: PredictConfig
     task: TaskConfig
     encoder: EncoderConfig

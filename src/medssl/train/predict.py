@@ -62,7 +62,7 @@ def predict(job: PredictJob, ranks: Ranks) -> None:
     stop = StopRequest()
     index = schema.read(job.inputs.index_path, schema.INDEX)
     splits = schema.read(job.inputs.splits_path, schema.SPLIT_TABLE)
-    study = _Study(index, splits, labels.classes(index, splits, job.task))
+    study = _Study(index, splits, job.classes or labels.classes(index, splits, job.task))
     sources = [*job.settings.splits, *job.external]
     parts = [[job.work_dir / f"part-{s}-{i}.parquet" for i in range(len(job.items))] for s in range(len(sources))]
     num_done = sum(part.is_file() for of_source in parts for part in of_source)
