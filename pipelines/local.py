@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medssl import layout, schema, tracking
+from medssl import layout, outbox, schema, tracking
 from medssl.config import Study, digest, load_study
 from medssl.exit_codes import (
     BAD_INPUT,
@@ -36,7 +37,7 @@ from medssl.train.resources import CACHE_MIB_VARIABLE, LOADER_THREADS_VARIABLE
 from pipelines import availability, preflight
 from pipelines.plan import make_plan
 from pipelines.processes import RUN_DIR_VARIABLE, end_leftovers, only_run_in, stopping
-from pipelines.publish import Finished, publish, results
+from pipelines.publish import Finished, find_results, public_uri, publish, results
 
 STUDY_FILE = "study.json"
 OUTPUTS_FILE = "outputs.json"
@@ -45,6 +46,7 @@ LOG_FILE = "run.log"
 LOG_HEADING = "=== run began"  # followed by the time; the file keeps every run in the folder
 _NUM_TAIL_LINES = 40  # of the log, shown where a task failed without a reason of its own
 STATE_FILE = "state.json"
+UI_VARIABLE = "MEDSSL_MLFLOW_UI"  # where people see MLflow, if not where this machine reaches it
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens unless told otherwise
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -93,26 +95,28 @@ def run(study_path: Path, out_dir: Path, overrides: Sequence[str]) -> None:
 
 def _run_tracked(study: Study, out_dir: Path, num_tasks: int) -> Finished:
     """Execute the pipeline under a parent run that is closed whatever happens."""
-    parent, status, started_unix_s = "", "FAILED", time.time()
+    status, started_unix_s = "FAILED", time.time()
     store = Store.from_environment()
-    finished: Finished | None = None
+    run_key = _open_state(out_dir, study, store)
+    run = _start_tracking(study, run_key, out_dir, store)
+    is_complete = False
     try:
-        parent = _start_tracking(study, _open_state(out_dir, study), out_dir)
         _execute_in_child(out_dir, num_tasks)
-        finished = publish(out_dir, store, study, parent, started_unix_s=started_unix_s)
+        finished = find_results(out_dir, store, started_unix_s=started_unix_s)
+        places = tracking.complete_study(run, run_key, finished.tasks, is_finished=True)
+        is_complete = True
+        _record_run(store, study, run_key, run)
+        urls = {key: f"{base}/{place.page}" for key, place in places.items() if (base := _ui_base(out_dir))}
+        publish(out_dir, store, study, finished, run, places, urls, started_unix_s=started_unix_s)
         status = "FINISHED"
     except (TerminatedError, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
-        tracking.end_study(
-            parent,
-            status,
-            tasks=finished.tasks if finished else results(store),
-            metrics=finished.metrics if finished else {},
-            report=str(out_dir / "report") if finished else "",
-        )
-    return finished
+        if not is_complete:
+            tracking.complete_study(run, run_key, results(store), is_finished=False)
+        run.end(status, within_s=tracking.AT_THE_END_S)
+    return replace(finished, mlflow_run_id=run.run_id)
 
 
 def execute(out_dir: Path) -> None:
@@ -219,32 +223,63 @@ def data_root(study: Study, out_dir: Path) -> Path:
     return root
 
 
-def _open_state(out_dir: Path, study: Study) -> str:
+def _open_state(out_dir: Path, study: Study, store: Store) -> str:
     """The run key: that of the unfinished run of the same study in this folder, else a new one."""
     path = out_dir / STATE_FILE
     if path.is_file():
         state = json.loads(path.read_text())
         if state["study_digest"] == study.digest:
             return str(state["run_key"])
-        tracking.close_study(state["run_key"])  # killed, and another study takes its place
+        tracking.close_study(state["run_key"], store.outbox)  # killed, and another study takes its place
     run_key = digest([str(out_dir), study.digest, time.time_ns()])[:32]
     write_json(path, {"run_key": run_key, "study_digest": study.digest})
     return run_key
 
 
-def _start_tracking(study: Study, run_key: str, out_dir: Path) -> str:
+def _start_tracking(study: Study, run_key: str, out_dir: Path, store: Store) -> tracking.TaskRun:
     os.environ[tracking.RUN_KEY_VARIABLE] = run_key
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    if uri == _tracking_uri(out_dir) and not (out_dir / "mlflow.db").exists():
+    if uri == _tracking_uri(out_dir):
         tracking.create_database(uri)
     tags = {"medssl.study": study.name, "medssl.study_digest": study.digest, "mlflow.source.git.commit": _commit()}
-    return tracking.start_study(
+    run = tracking.start_study(
         study.name,
         run_key,
         study.for_records(),
         {key: value for key, value in tags.items() if value},
+        folder=store.outbox,
         artifact_location=(out_dir / "mlartifacts").as_uri(),
     )
+    _record_run(store, study, run_key, run)
+    return run
+
+
+def _record_run(store: Store, study: Study, run_key: str, run: tracking.TaskRun) -> None:
+    """Keep in the store of which study and code this run is."""
+    known = tracking.surroundings()
+    store.record_run(
+        run_key,
+        {
+            "study": study.name,
+            "study_digest": study.digest,
+            "settings": study.for_records(),
+            "code_commit": _commit(),
+            "container_image": known["container_image"],
+            "kfp_run_id": known["kfp_run_id"],
+            "mlflow_run_id": run.run_id,
+            "mlflow_tracking_uri": public_uri(os.environ["MLFLOW_TRACKING_URI"]),
+        },
+    )
+
+
+def _ui_base(out_dir: Path) -> str:
+    """Where people see MLflow in a browser, or ""."""
+    if given := os.environ.get(UI_VARIABLE):
+        return given.rstrip("/")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri == _tracking_uri(out_dir):
+        return UI_ADDRESS
+    return public_uri(uri).rstrip("/") if uri.startswith("http") else ""
 
 
 def _commit() -> str:
@@ -323,9 +358,11 @@ def _tell_end(out_dir: Path, finished: Finished, seconds: float) -> None:
     _tell(f"report:   {out_dir / 'report' / layout.REPORT}")
     uri = os.environ["MLFLOW_TRACKING_URI"]
     is_own = uri == _tracking_uri(out_dir)
-    _tell(f"MLflow:   {' '.join(ui_command(out_dir)) if is_own else uri}")
-    if page := tracking.page(finished.mlflow_run_id):
-        _tell(f"          then {UI_ADDRESS}/{page}" if is_own else f"          {page}")
+    _tell(f"MLflow:   {' '.join(ui_command(out_dir)) if is_own else public_uri(uri)}")
+    if (page := tracking.page(finished.mlflow_run_id)) and (base := _ui_base(out_dir)):
+        _tell(f"          {'then ' if is_own else ''}{base}/{page}")
+    if left := len(outbox.journals(Store.from_environment().outbox)):
+        _tell(f"          does not have the records of {counted(left, 'run')} yet; once it answers: medssl deliver")
     _tell(f"          experiment {tracking.experiment_name()}, run {finished.mlflow_run_id}")
     _tell(
         f"finished in {duration(seconds)}: {counted(finished.num_executed, 'task')} done, {finished.num_reused} reused"

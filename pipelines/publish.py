@@ -1,16 +1,19 @@
-"""What a finished run leaves in its folder: stable links to the results, and `run.json`, which names them all."""
+"""What a finished run leaves in its folder: links to the results, the report, and `run.json`, which names them all."""
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from medssl import layout, schema, tracking
 from medssl.config import Study
 from medssl.exit_codes import BadInputError
+from medssl.lineage import RAW_DATA, Graph, Record, task_of
 from medssl.stages.analysis import headline_metrics
 from medssl.store import MANIFEST, Store, file_digest, write_json
 
@@ -23,8 +26,8 @@ LINKS: Mapping[str, tuple[str, str]] = {
     layout.PREDICTIONS: ("comparison", layout.PREDICTIONS),
     layout.ARMS: ("comparison", layout.ARMS),
     layout.METRICS: ("report", layout.METRICS),
-    "report": ("report", ""),
 }
+REPORT_FOLDER = "report"
 
 
 @dataclass(frozen=True)
@@ -32,41 +35,85 @@ class Finished:
     """A finished run.
 
     Attributes:
-        mlflow_run_id: Of the parent run.
+        steps: Records of all that led to the report, first steps first.
         tasks: By step key, with those whose earlier result was used marked.
-        num_executed: Tasks that did their work in this run.
-        num_reused: The others.
         metrics: Headline numbers.
+        mlflow_run_id: Of the parent run.
     """
 
-    mlflow_run_id: str
+    steps: Sequence[Mapping[str, Any]]
     tasks: Mapping[str, tracking.TaskResult]
-    num_executed: int
-    num_reused: int
     metrics: Mapping[str, float]
+    mlflow_run_id: str = ""
+
+    @property
+    def num_reused(self) -> int:
+        """Tasks of which an earlier run had done the work."""
+        return sum(task.is_reused for task in self.tasks.values())
+
+    @property
+    def num_executed(self) -> int:
+        """Tasks that did their work in this run."""
+        return len(self.tasks) - self.num_reused
 
 
-def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, started_unix_s: float) -> Finished:
-    """Link the results of the run that has just ended into `out_dir` and write `run.json`.
-
-    Every byte of the results is checked first: KFP's cache sees only that their folders exist.
+def find_results(out_dir: Path, store: Store, *, started_unix_s: float) -> Finished:
+    """The results of the run that has just ended, every byte of which is checked: KFP's cache sees only their folders.
 
     Raises:
-        BadInputError: An artifact was damaged, or a file of the user's stands where a link should be.
+        BadInputError: An artifact was damaged.
     """
-    outputs = json.loads((out_dir / "outputs.json").read_text())
+    outputs = _outputs(out_dir)
     for output in outputs.values():
         store.open(output["uri"])
+    steps = lineage(store, outputs["report"]["metadata"]["digest"])
+    tasks = {s["step_key"]: _result(store, s, is_reused=s["finished_unix_s"] < started_unix_s) for s in steps}
+    rows = schema.read(Path(outputs["report"]["uri"]) / layout.METRICS, schema.METRICS).to_pylist()
+    return Finished(steps, tasks, {name: value for name, _, value in headline_metrics(rows)})
+
+
+def publish(
+    out_dir: Path,
+    store: Store,
+    study: Study,
+    finished: Finished,
+    run: tracking.TaskRun,
+    places: Mapping[str, tracking.Place],
+    urls: Mapping[str, str],
+    *,
+    started_unix_s: float,
+) -> None:
+    """Link the results into `out_dir`, write `run.json`, and copy the report with links to MLflow, where it goes too.
+
+    Args:
+        out_dir: Folder of the results.
+        store: Where they lie.
+        study: What was run.
+        finished: From `find_results`.
+        run: The parent run.
+        places: By step key, the run of each task, where MLflow answers.
+        urls: By step key, its address for people.
+        started_unix_s: When the run began.
+
+    Raises:
+        BadInputError: Something of the user's stands where a link or the report should be.
+    """
+    outputs = _outputs(out_dir)
     for name, (output, file) in LINKS.items():
         _link(out_dir / name, Path(outputs[output]["uri"]) / file)
-    steps = lineage(store, outputs["report"]["metadata"]["digest"])
-    reused = [step for step in steps if step["finished_unix_s"] < started_unix_s]
+    _copy_report(
+        Path(outputs["report"]["uri"]),
+        out_dir / REPORT_FOLDER,
+        {finished.tasks[key].name: url for key, url in urls.items() if key in finished.tasks},
+    )
+    run.metrics((name, 0, value) for name, value in finished.metrics.items())
+    run.artifact(str(out_dir / REPORT_FOLDER), REPORT_FOLDER)
     artifacts: dict[str, dict[str, str]] = {
-        f"{step['output']['kind']}: {_name(step)}": {
+        f"{step['output']['kind']}: {task_of(step)}": {
             "uri": store.uri(step["output"]["kind"], step["output"]["digest"]),
             "sha256": step["output"]["digest"],
         }
-        for step in steps
+        for step in finished.steps
     }
     artifacts |= {
         name: {
@@ -82,59 +129,92 @@ def publish(out_dir: Path, store: Store, study: Study, mlflow_run_id: str, *, st
         {
             "study": study.name,
             "study_digest": study.digest,
-            "mlflow_run_id": mlflow_run_id,
-            "mlflow_tracking_uri": os.environ["MLFLOW_TRACKING_URI"],
+            "mlflow_run_id": run.run_id,
+            "mlflow_tracking_uri": public_uri(os.environ["MLFLOW_TRACKING_URI"]),
             "seconds": round(time.time() - started_unix_s, 2),
             "artifacts": artifacts,
             "tasks": [
                 {
-                    "task": _name(step),
+                    "task": task_of(step),
                     "code_version": step["code_version"],
                     "seconds": step["seconds"],
-                    "is_cached": step in reused,
+                    "is_cached": finished.tasks[step["step_key"]].is_reused,
                     "step_key": step["step_key"],
-                    "mlflow_run_id": step["mlflow_run_id"],
+                    "mlflow_run_id": place.run_id if (place := places.get(step["step_key"])) else step["mlflow_run_id"],
                     "inputs": step["inputs"],
                     "output": step["output"],
                 }
-                for step in steps
+                for step in finished.steps
             ],
         },
     )
-    tasks = {step["step_key"]: _result(step, is_reused=step in reused) for step in steps}
-    return Finished(mlflow_run_id, tasks, len(steps) - len(reused), len(reused), _headline(out_dir))
+
+
+def public_uri(uri: str) -> str:
+    """An address without the user name and password that it may hold."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def results(store: Store) -> dict[str, tracking.TaskResult]:
     """By step key, every finished task of a store."""
-    return {record["step_key"]: _result(record) for record in store.records()}
+    return {record["step_key"]: _result(store, record) for record in store.records()}
 
 
-def _result(step: Mapping[str, Any], *, is_reused: bool = False) -> tracking.TaskResult:
+def _result(store: Store, step: Mapping[str, Any], *, is_reused: bool = False) -> tracking.TaskResult:
+    kind, made = step["output"]["kind"], step["output"]["digest"]
+    raw_data = str(step["summary"].get(RAW_DATA, ""))
     return tracking.TaskResult(
-        name=_name(step),
-        output=f"{step['output']['kind']}/{step['output']['digest']}",
+        name=task_of(step),
+        output=tracking.Output(f"{kind}/{made}", store.uri(kind, made), step["item"] or step["stage"], raw_data),
         metrics=[(name, number, value) for name, number, value in step["metrics"]],
         finished_unix_s=step["finished_unix_s"],
         is_reused=is_reused,
     )
 
 
-def lineage(store: Store, digest: str) -> list[dict[str, Any]]:
+def lineage(store: Store, digest: str) -> list[Record]:
     """Every step that led to the artifact with `digest`, first steps first.
 
     Where several steps made the same bytes, the latest counts.
     """
-    records = sorted(store.records(), key=lambda r: float(r["finished_unix_s"]))
-    maker = {record["output"]["digest"]: record for record in records}
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [digest]
-    while waiting:
-        record = maker.get(waiting.pop())
-        if record is not None and record["step_key"] not in found:
-            found[record["step_key"]] = record
-            waiting += [entry["digest"] for entry in record["inputs"].values()]
-    return sorted(found.values(), key=lambda r: (float(r["finished_unix_s"]), r["step_key"]))
+    graph = Graph(store.records(), {}, {})
+    steps = [graph.maker[one] for one in graph.behind(digest, pointers=True) if one in graph.maker]
+    return sorted(steps, key=lambda r: (float(r["finished_unix_s"]), r["step_key"]))
+
+
+def _outputs(out_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((out_dir / "outputs.json").read_text()))
+
+
+def _copy_report(source: Path, target: Path, urls: Mapping[str, str]) -> None:
+    """A copy of the report whose numbers lead to the runs of MLflow in which they were made.
+
+    The report in the store knows no run, so that equal results have equal reports.
+
+    Args:
+        source: The report in the store.
+        target: Where the copy goes; an earlier one is replaced.
+        urls: By task, the address of its run.
+
+    Raises:
+        BadInputError: Something else stands there.
+    """
+    from medssl.analysis import page
+
+    is_ours = target.is_symlink() or (target / layout.REPORT).is_file() or not target.exists()
+    if not is_ours:
+        raise BadInputError(f"{target.name} in the folder of the results is no report of an earlier run; move it away")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(MANIFEST))
+    html = temporary / layout.REPORT
+    html.write_text(page.with_links(html.read_text(encoding="utf-8"), urls), encoding="utf-8")
+    if target.is_symlink():
+        target.unlink()  # an earlier version made a link
+    elif target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
 
 
 def _link(link: Path, target: Path) -> None:
@@ -144,12 +224,3 @@ def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
-
-
-def _name(step: Mapping[str, Any]) -> str:
-    return f"{step['stage']} {step['item']}".strip()
-
-
-def _headline(out_dir: Path) -> dict[str, float]:
-    rows = schema.read(out_dir / layout.METRICS, schema.METRICS).to_pylist()
-    return {name: value for name, _, value in headline_metrics(rows)}

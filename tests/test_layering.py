@@ -35,7 +35,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "llvmlite": ("medssl.train.pixels", "medssl.analysis.kernels"),
     "cv2": ("medssl.train",),
     "apache_beam": ("medssl.data.shards",),
-    "mlflow": ("medssl.tracking", "medssl.registry"),
+    "mlflow": ("medssl.delivery", "medssl.mlflow_notes", "medssl.mlflow_runs", "medssl.registry"),
     "sklearn": (),  # only tests, which compare the metrics with it
     "kubernetes": ("medssl.train.launch",),
     "kfp": ("components", "pipelines"),

@@ -13,6 +13,7 @@ from medssl import (
     cleanup_command,
     compare_command,
     layout,
+    lineage_command,
     promotion_command,
     report_command,
     schema,
@@ -374,6 +375,8 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     published = commands.add_parser("import-weights", help="make a checkpoint of published weights")
     _add_store(published)
     weight_commands.add(published, _store)
+    for command in lineage_command.add(commands, _store):
+        _add_store(command)
     cleaned = commands.add_parser("gc", help="remove from a store what no champion and no kept run reaches")
     _add_store(cleaned)
     cleanup_command.add(cleaned, _store)

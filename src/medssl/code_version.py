@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = "medssl"
 SOURCE_DIR = Path(__file__).parent
 # Modules that watch a stage at work or name its code: no result depends on them. (The last is also the name of a tag.)
-WATCHERS = tuple(f"{PACKAGE}.{name}" for name in ("tracking", "progress", "train.probe", "code_version"))
+WATCHERS = tuple(f"{PACKAGE}.{name}" for name in ("tracking", "lineage", "progress", "train.probe", "code_version"))
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:

@@ -5,8 +5,8 @@ lists the files with their digests; it is written last and its own digest is the
 opens is complete. Nothing in it is a host, a path or a time.
 
 Layout under the root: `<kind>/<sha256>/…` artifacts, `keys/<key>.json` results found by what they were made from,
-`records/<key>.json` how they were made, `work/<key>/` training state, `private/<sha256>/` the table that leads from
-image_id to its file.
+`records/<key>.json` how they were made, `runs/<key>.json` runs of the pipeline, `outbox/` what MLflow has not been told
+yet, `work/<key>/` training state, `private/<sha256>/` the table that leads from image_id to its file.
 """
 
 import hashlib
@@ -209,6 +209,27 @@ class Store:
         """How every result in this store was made, in no order."""
         paths = self._fs.glob(f"{self.root}/records/*.json")
         return [json.loads(self._fs.cat_file(path)) for path in paths]
+
+    def record_of(self, key: str) -> dict[str, Any]:
+        """How the result of `key` was made; empty where that is not known."""
+        path = f"{self.root}/records/{key}.json"
+        return dict(json.loads(self._fs.cat_file(path))) if self._fs.exists(path) else {}
+
+    def record_run(self, run_key: str, entry: Mapping[str, Any]) -> None:
+        """Keep of which study, code and machine a run of the pipeline is: what `runs` returns."""
+        self._write("runs", run_key, entry)
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """By run key, what is known of every run of the pipeline that worked in this store."""
+        paths = self._fs.glob(f"{self.root}/runs/*.json")
+        return {
+            str(path).rsplit("/", 1)[-1].removesuffix(".json"): json.loads(self._fs.cat_file(path)) for path in paths
+        }
+
+    @property
+    def outbox(self) -> Path:
+        """The local folder of what MLflow has still to be told."""
+        return self._scratch / "outbox"
 
     def work_dir(self, key: str) -> Path:
         """The local folder for unfinished work on what `key` describes; kept until `forget_work`."""

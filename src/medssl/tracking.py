@@ -1,58 +1,86 @@
-"""The only MLflow client: one parent run a study run, one nested run a task, two levels and no more.
+"""What a stage tells of itself to MLflow, through an outbox on disk: a task never waits long for a tracking server.
 
-A run is found by a tag before it is made, so a retried, resumed or repeated task writes into the run it had. Without
-MLFLOW_TRACKING_URI nothing is tracked and MLflow is not imported. A tracking server that fails costs a warning,
-never a result; what a run lost meanwhile is completed from the store when the study ends.
+Without MLFLOW_TRACKING_URI nothing is tracked and MLflow is not imported. Everything is written to a journal first and
+delivered at the task's start and end, within a time limit; what a server that is away or slow has not taken is
+delivered by a later task, at the end of the study or by `medssl deliver`.
 """
 
-import logging
 import os
-import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
-from medssl.progress import say
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from medssl import outbox
+from medssl.outbox import Journal
+from medssl.progress import TASK_VARIABLE, say
 
 RUN_KEY_VARIABLE = "MEDSSL_RUN_KEY"
-RUN_KEY_TAG = "medssl.run_key"
-STEP_KEY_TAG = "medssl.step_key"
-CACHED_FROM_TAG = "medssl.cached_from"
-OUTPUT_TAG = "medssl.output"
-# For every process that imports MLflow: it reports its use to its makers unless told otherwise.
-ENVIRONMENT: Mapping[str, str] = MappingProxyType({"MLFLOW_DISABLE_TELEMETRY": "true"})
-_PARENT_TAG = "mlflow.parentRunId"
-_NOTE_TAG = "mlflow.note.content"
-_DEFAULT_EXPERIMENT = "medssl"
-_BATCH = 1000  # metrics that one request may carry
-_PARAMS_PER_REQUEST = 100
+# Where a task runs, as its surroundings tell it; none of it is part of a key.
+_SURROUNDINGS: Mapping[str, str] = MappingProxyType(
+    {"run_key": RUN_KEY_VARIABLE, "container_image": "MEDSSL_IMAGE", "kfp_run_id": "KFP_RUN_ID"}
+)
+# For every process that imports MLflow. It reports its use to its makers unless told otherwise; and it asks a server
+# again and again for minutes, while here another delivery follows: a request asked twice might be carried out twice.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+)
+_WITHIN_S = 8.0  # what a task's start or end may wait for MLflow, beside the import of its client
+AT_THE_END_S = 300.0  # what the end of a study may wait, when nothing trains any more
 _MAX_PARAM_CHARS = 6000
-_MAX_DIGEST_CHARS = 36
-# Two tasks that write to one SQLite file at the same moment: one of them is refused at once, without a wait.
-_PATIENCE_S = 5.0
-_FIRST_WAIT_S = 0.1
-_PATH = re.compile(r"\S*[/\\]\S*")
-_MAX_REASON_CHARS = 200
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Measured = tuple[str, int, float]  # name, step, value
 
 
+class _TooLongError(TimeoutError):
+    """MLflow takes longer than a task may wait; `thread` still works on it."""
+
+    def __init__(self, message: str, thread: threading.Thread) -> None:
+        super().__init__(message)
+        self.thread = thread
+
+
 @dataclass(frozen=True)
 class Input:
-    """A data set that a task read: its name, content digest and place."""
+    """A data set that a task read, or that led to one.
+
+    Attributes:
+        name: Its role.
+        digest: Of its content.
+        uri: Where it lies.
+        is_direct: Whether the task itself read it.
+    """
 
     name: str
     digest: str
     uri: str
+    is_direct: bool = True
+
+
+class Output(NamedTuple):
+    """What a task made.
+
+    Attributes:
+        output: Kind and digest, as kind/digest.
+        uri: Where it lies.
+        name: As people know it.
+        raw_data: Digest of the raw data, where the task looked at them.
+    """
+
+    output: str
+    uri: str
+    name: str
+    raw_data: str = ""
+
+
+class Place(NamedTuple):
+    """A run, and where it is shown below the address of MLflow's server."""
+
+    run_id: str
+    page: str
 
 
 @dataclass(frozen=True)
@@ -61,14 +89,14 @@ class TaskResult:
 
     Attributes:
         name: Stage and item.
-        output: Kind and digest of the artifact that it made.
+        output: What it made.
         metrics: As it logged them at its end.
         finished_unix_s: When.
         is_reused: Whether an earlier run of the study did the work.
     """
 
     name: str
-    output: str
+    output: Output
     metrics: Sequence[Measured]
     finished_unix_s: float
     is_reused: bool = False
@@ -76,71 +104,93 @@ class TaskResult:
 
 @dataclass
 class TaskRun:
-    """The nested run of one task; every method does nothing where tracking is off or broken."""
+    """The run of one task or study; every method does nothing where tracking is off."""
 
-    run_id: str = ""
-    _client: "MlflowClient | None" = field(default=None, repr=False)
+    _journal: Journal | None = None
+    _waits_for: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def run_id(self) -> str:
+        """Of the run in MLflow; "" while none is known."""
+        return self._journal.state.run_id if self._journal else ""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names."""
-        if self._client is None:
-            return
-        from mlflow.entities import Param
-
-        flat = [Param(k, v[:_MAX_PARAM_CHARS]) for k, v in _flatten(values)]
-        for start in range(0, len(flat), _PARAMS_PER_REQUEST):
-            self._do("log_batch", self.run_id, params=flat[start : start + _PARAMS_PER_REQUEST])
+        self._tell("params", values={key: value[:_MAX_PARAM_CHARS] for key, value in _flatten(values)})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
-        for key, value in values.items():
-            self._do("set_tag", self.run_id, key, value)
+        self._tell("tags", values=dict(values))
+
+    def output(self, output: Output) -> None:
+        """Tell the task's result."""
+        self._tell("output", **output._asdict())
 
     def metrics(self, values: Iterable[Measured]) -> None:
         """Log numbers."""
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now_ms, step) for name, step, value in values]
-        for start in range(0, len(entries), _BATCH):
-            self._do("log_batch", self.run_id, metrics=entries[start : start + _BATCH])
+        if entries := [(name, int(step), float(value)) for name, step, value in values]:
+            self._tell("metrics", values=entries, time_ms=_now_ms())
 
     def inputs(self, datasets: Sequence[Input]) -> None:
-        """Log what the task read as data set inputs; searchable by name and digest."""
-        if self._client is None:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        entries = [
-            DatasetInput(
-                Dataset(d.name, d.digest[:_MAX_DIGEST_CHARS], "uri", _json({"uri": d.uri})),
-                [InputTag("mlflow.data.context", "input")],
-            )
-            for d in datasets
-        ]
-        if entries:
-            self._do("log_inputs", self.run_id, entries)
+        """Log data set inputs; searchable by name and digest."""
+        entries = [(d.name, d.digest, d.uri, "input" if d.is_direct else "ancestor") for d in datasets]
+        self._tell("inputs", values=entries)
 
     def artifact(self, path: str, folder: str = "") -> None:
-        """Upload a small file or folder."""
-        upload = "log_artifacts" if os.path.isdir(path) else "log_artifact"  # noqa: PTH112
-        self._do(upload, self.run_id, path, folder or None)
+        """Upload a small file or folder, which stays where it is until then."""
+        self._tell("artifact", path=path, folder=folder)
 
-    def end(self, status: str, *, end_unix_s: float | None = None) -> None:
-        """Close the run: FINISHED, FAILED or KILLED; now, or at a time that is known."""
-        self._do("set_terminated", self.run_id, status, None if end_unix_s is None else round(1000 * end_unix_s))
+    def text(self, name: str, text: str) -> None:
+        """Upload a text as the file `name`."""
+        self._tell("text", name=name, text=text)
 
-    def _do(self, method: str, *arguments: object, **options: object) -> None:
-        """Call a method of the client, where there is one and it still answers."""
-        if self._client is None:
+    def end(self, status: str, *, within_s: float = _WITHIN_S) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._tell("end", status=status, time_ms=_now_ms())
+        self.deliver(within_s=within_s)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes deliver the rest."""
+        if self._journal and not self._is_stuck:
+            self._journal.release()
+
+    def deliver(self, *, within_s: float = _WITHIN_S, eagerly: bool = False) -> bool:
+        """Hand over what has been told so far; returns whether MLflow has all of it.
+
+        Args:
+            within_s: How long this may take.
+            eagerly: Try even if MLflow was away a moment ago.
+        """
+        if self._journal is None or self._is_stuck:
+            return self._journal is None
+        folder, journal = self._journal.folder, self._journal
+        if outbox.was_unreachable(folder) and not eagerly:
+            return False
+        try:
+            delivery = _delivery()
+            _within(within_s, lambda: delivery.deliver(journal))
+        except Exception as error:  # tracking must never cost a result
+            self._waits_for = error.thread if isinstance(error, _TooLongError) else None
+            outbox.note_unreachable(folder)
+            say(f"warning: MLflow does not take these records now ({outbox.reason(error)}); they are kept for later")
+            return False
+        outbox.note_reachable(folder)
+        return True
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether an earlier delivery still works on the journal."""
+        return self._waits_for is not None and self._waits_for.is_alive()
+
+    def _tell(self, kind: str, **content: Any) -> None:
+        if self._journal is None:
             return
         try:
-            _patiently(getattr(self._client, method), *arguments, **options)
-        except Exception as error:  # tracking must never cost a result
-            say(f"warning: MLflow does not take this task's records ({_reason(error)}); the task goes on")
-            self._client = None
+            self._journal.append(kind, **content)
+        except OSError as error:  # a full disk: the stage itself will say so, if it matters to it
+            say(f"warning: records for MLflow cannot be kept ({error.strerror}); the task goes on without them")
+            self._journal = None
 
 
 def is_on() -> bool:
@@ -148,254 +198,222 @@ def is_on() -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
-def start_task(name: str, step_key: str) -> TaskRun:
-    """Open the nested run of a task: adopted, found by its step key, or new."""
-    if not is_on():
-        return TaskRun()
-    try:
-        return _patiently(_start_task, name, step_key)
-    except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({_reason(error)}); the task goes on without it")
-        return TaskRun()
+def experiment_name() -> str:
+    """Name of the MLflow experiment that runs are logged to."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "medssl")
 
 
-def _start_task(name: str, step_key: str) -> TaskRun:
-    client = _client()
-    if adopted := os.environ.get("MLFLOW_RUN_ID"):  # KFP's MLflow plugin has made it
-        client.set_tag(adopted, STEP_KEY_TAG, step_key)
-        return TaskRun(adopted, client)
-    experiment, parent = _experiment(client), _find_parent(client)
-    filters = f"tags.`{STEP_KEY_TAG}` = '{step_key}'"
-    if parent:
-        filters += f" and tags.`{_PARENT_TAG}` = '{parent}'"
-    if found := client.search_runs([experiment], filters, max_results=1):
-        run_id = found[0].info.run_id
-        client.update_run(run_id, status="RUNNING")
-    else:
-        tags = {STEP_KEY_TAG: step_key} | ({_PARENT_TAG: parent} if parent else {})
-        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    return TaskRun(run_id, client)
+def surroundings() -> dict[str, str]:
+    """Run of the pipeline, container image and run of KFP in which this process works; "" for what is not known."""
+    return {name: os.environ.get(variable, "") for name, variable in _SURROUNDINGS.items()}
 
 
-def create_database(uri: str) -> None:
-    """Make or upgrade the tables of a SQLite store, once, before several processes open it at the same time."""
-    _prepare()
-    import mlflow.store.db.utils as database
+def start_task(name: str, step_key: str, folder: Path, tags: Mapping[str, str] = MappingProxyType({})) -> TaskRun:
+    """Open the nested run of a task: that of KFP's plugin, found by its step key, or new.
 
-    tools: Any = database  # not typed
-    engine = tools.create_sqlalchemy_engine(uri)
-    tools._initialize_tables(engine)
-    engine.dispose()
+    Args:
+        name: Stage and item.
+        step_key: Names the work.
+        folder: The outbox.
+        tags: Of the run.
+    """
+    known = surroundings()
+    run_key = known.pop("run_key")
+    return _start(
+        Journal(folder, step_key),
+        "task",
+        name=name,
+        step_key=step_key,
+        run_key=run_key,
+        # KFP's MLflow plugin has made a run for the task; a step within a task gets one of its own beside it.
+        plugin_run_id=os.environ.get("MLFLOW_RUN_ID", ""),
+        is_whole_task=os.environ.get(TASK_VARIABLE, name) == name,
+        tags={**tags, **{f"medssl.{name}": value for name, value in known.items() if value}},
+        time_ms=_now_ms(),
+    )
 
 
 def start_study(
-    name: str, run_key: str, params: Mapping[str, Any], tags: Mapping[str, str], *, artifact_location: str
-) -> str:
-    """Open the parent run of a study run, found by its run key or new; returns its run id, "" without an answer.
+    name: str,
+    run_key: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    *,
+    folder: Path,
+    artifact_location: str,
+) -> TaskRun:
+    """Open the parent run of a study run, found by its run key or new.
 
     Args:
         name: Shown in MLflow.
         run_key: Names this run of the study.
-        params: The study's settings.
+        params: The study's settings, which are also kept as a file.
         tags: Further tags.
+        folder: The outbox.
         artifact_location: Where a new experiment on a store without a server keeps its files.
     """
-    try:
-        return _patiently(_start_study, name, run_key, params, tags, artifact_location=artifact_location)
-    except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({_reason(error)}); the study goes on without it")
-        return ""
-
-
-def _start_study(
-    name: str, run_key: str, params: Mapping[str, Any], tags: Mapping[str, str], *, artifact_location: str
-) -> str:
-    client = _client()
-    local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-    if local and client.get_experiment_by_name(experiment_name()) is None:
-        client.create_experiment(experiment_name(), artifact_location=artifact_location)
-    parent = _find_parent(client, run_key)
-    if parent:
-        client.update_run(parent, status="RUNNING")
-    else:
-        experiment = _experiment(client)
-        parent = client.create_run(experiment, run_name=name, tags={RUN_KEY_TAG: run_key}).info.run_id
-    run = TaskRun(parent, client)
-    run.tags(tags)
+    run = _start(
+        Journal(folder, run_key),
+        "study",
+        name=name,
+        run_key=run_key,
+        tags=dict(tags),
+        artifact_location=artifact_location,
+        time_ms=_now_ms(),
+    )
     run.params(params)
-    return parent
+    run.text("study.json", _json(params))
+    run.deliver()
+    return run
 
 
-def end_study(
-    parent: str, status: str, *, tasks: Mapping[str, TaskResult], metrics: Mapping[str, float], report: str
-) -> None:
-    """Complete the tree and close the parent run.
-
-    A run of a task that says nothing of its end gets it from the task's result; a finished study's tasks without a
-    run get one.
+def complete_study(
+    run: TaskRun, run_key: str, tasks: Mapping[str, TaskResult], *, is_finished: bool
+) -> dict[str, Place]:
+    """Deliver what is left and complete the tree, at the end of a study.
 
     Args:
-        parent: Run id of the parent.
-        status: FINISHED, FAILED or KILLED.
+        run: The parent run.
+        run_key: Its key.
         tasks: By step key, every task that has a result.
-        metrics: Headline numbers of the study.
-        report: Path of the report's folder, or "" where there is none.
+        is_finished: Whether the study is: its tasks without a run then get one.
+
+    Returns:
+        By step key, the run of each task; nothing if MLflow does not answer.
     """
-    if not parent:
-        return
+    journal = run._journal
+    if journal is None:
+        return {}
+    left = deliver_all(journal.folder, without=run)
+    known = {
+        key: vars(task) | {"output": task.output._asdict(), "metrics": list(task.metrics)}
+        for key, task in tasks.items()
+    }
+    run._tell("tasks", tasks=known, is_finished=is_finished)
+    if not run.deliver(within_s=AT_THE_END_S, eagerly=not left):
+        return {}
     try:
-        _patiently(_end_study, parent, status, tasks=tasks, metrics=metrics, report=report)
-    except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow does not take the end of this study ({_reason(error)}); its results are complete")
+        delivery = _delivery()
+        runs = _within(_WITHIN_S, lambda: delivery.runs_of(run_key, experiment_name()))
+        return {key: Place(*place) for key, place in runs.items()}
+    except Exception:  # tracking must never cost a result
+        return {}
 
 
-def close_study(run_key: str) -> None:
+def close_study(run_key: str, folder: Path) -> None:
     """Close the runs of a study run that was killed and will not be taken up again."""
-    try:
-        if parent := _patiently(_find_parent, _client(), run_key):
-            _patiently(_end_study, parent, "KILLED", tasks={}, metrics={}, report="")
-    except Exception as error:  # tracking must never cost a result
-        say(f"warning: MLflow cannot be reached ({_reason(error)}); an unfinished run stays open there")
+    if not is_on():
+        return
+    run = TaskRun(Journal(folder, run_key))
+    if run._journal and run._journal.claim():
+        complete_study(run, run_key, {}, is_finished=False)
+        run.end("KILLED")
+
+
+def deliver_all(folder: Path, *, without: TaskRun | None = None) -> int:
+    """Deliver every journal that no living process works on; a task that was killed gets its end first.
+
+    Args:
+        folder: The outbox.
+        without: A run whose journal is left alone.
+
+    Returns:
+        How many journals MLflow has not taken.
+    """
+    waiting = [one for one in outbox.journals(folder) if is_on() and not (without and one.key == _key(without))]
+    for number, journal in enumerate(waiting):
+        if not journal.claim():
+            continue
+        run = TaskRun(journal)
+        if not journal.has_ended():
+            run._tell("end", status="KILLED", time_ms=_now_ms())
+        is_delivered = run.deliver(within_s=AT_THE_END_S, eagerly=True)
+        run.release()
+        if not is_delivered:
+            return len(waiting) - number
+    return 0
 
 
 def page(run_id: str) -> str:
     """Where a run is shown, below the address of MLflow's server; "" without an answer."""
+    if not (is_on() and run_id):
+        return ""
     try:
-        run = _patiently(_client().get_run, run_id)
+        delivery = _delivery()
+        return str(_within(_WITHIN_S, lambda: delivery.page_of(run_id)))
     except Exception:  # tracking must never cost a result
         return ""
-    return _page(run.info.experiment_id, run_id)
 
 
-def _page(experiment: str, run_id: str) -> str:
-    return f"#/experiments/{experiment}/runs/{run_id}"
-
-
-def _end_study(
-    parent: str, status: str, *, tasks: Mapping[str, TaskResult], metrics: Mapping[str, float], report: str
-) -> None:
-    client = _client()
-    experiment = _experiment(client)
-    children = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{parent}'", max_results=1000)
-    for child in children:
-        task = tasks.get(child.data.tags.get(STEP_KEY_TAG, ""))
-        if child.info.status not in ("RUNNING", "KILLED"):
-            continue
-        if task and 1000 * task.finished_unix_s >= child.info.start_time:
-            _complete(client, child, task)
-        elif child.info.status == "RUNNING":  # its process was killed before it could say so
-            client.set_terminated(child.info.run_id, "KILLED")
-    present = {child.data.tags.get(STEP_KEY_TAG) for child in children}
-    for step_key, task in tasks.items():
-        if status != "FINISHED" or step_key in present:
-            continue
-        if task.is_reused:
-            _link(client, experiment, parent, step_key, task.name)
-        else:
-            tags = {STEP_KEY_TAG: step_key, _PARENT_TAG: parent}
-            _complete(client, client.create_run(experiment, run_name=task.name, tags=tags), task)
-    run = TaskRun(parent, client)
-    run.metrics((key, 0, value) for key, value in metrics.items())
-    if report:
-        run.artifact(report, "report")
-    run.end(status)
-
-
-def _complete(client: "MlflowClient", child: "Run", task: TaskResult) -> None:
-    """Give a run the end that did not reach it."""
-    run = TaskRun(child.info.run_id, client)
-    run.metrics(entry for entry in task.metrics if entry[0] not in child.data.metrics)
-    run.tags({OUTPUT_TAG: task.output})
-    run.end("FINISHED", end_unix_s=task.finished_unix_s)
-
-
-def _link(client: "MlflowClient", experiment: str, parent: str, step_key: str, name: str) -> None:
-    """Show a reused task under `parent`: a finished run with the records of the run that did the work."""
-    from mlflow.entities import DatasetInput, Metric, Param
-
-    made = client.search_runs([experiment], f"tags.`{STEP_KEY_TAG}` = '{step_key}'", max_results=100)
-    original: Run | None = next((run for run in reversed(made) if CACHED_FROM_TAG not in run.data.tags), None)
-    tags = {
-        _PARENT_TAG: parent,
-        STEP_KEY_TAG: step_key,
-        CACHED_FROM_TAG: original.info.run_id if original else "unknown",
-    }
-    if original:
-        place = _page(experiment, original.info.run_id)
-        tags[_NOTE_TAG] = f"Result reused. The work was done in run [{original.info.run_id}]({place})."
-    linked = client.create_run(experiment, run_name=f"{name} (cached)", tags=tags).info.run_id
-    if original:
-        params = [Param(k, v) for k, v in original.data.params.items()]
-        metrics = [Metric(k, v, original.info.end_time or 0, 0) for k, v in original.data.metrics.items()]
-        client.log_batch(linked, params=params[:_PARAMS_PER_REQUEST], metrics=metrics[:_BATCH])
-        inputs = original.inputs.dataset_inputs if original.inputs else []
-        entries = [DatasetInput(d.dataset, d.tags) for d in inputs]
-        if entries:
-            client.log_inputs(linked, entries)
-    client.set_terminated(linked, "FINISHED")
-
-
-def _patiently(call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """The result of `call`, which is tried again while a database refuses it, for at most `_PATIENCE_S`.
-
-    MLflow's client already tries again where a server stands between.
-    """
-    began_s, wait_s = time.monotonic(), _FIRST_WAIT_S
-    while True:
-        try:
-            return call(*arguments, **options)
-        except Exception:
-            is_remote = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
-            if is_remote or time.monotonic() + wait_s - began_s > _PATIENCE_S:
-                raise
-        time.sleep(wait_s)
-        wait_s *= 2
-
-
-def _reason(error: BaseException) -> str:
-    """Class and first line of what an error came from, without paths."""
-    while error.__cause__:
-        error = error.__cause__
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {_PATH.sub('…', first)[:_MAX_REASON_CHARS]}"
-
-
-def _client() -> "MlflowClient":
-    # A dead server would otherwise block each call for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+def create_database(uri: str) -> None:
+    """Make the tables of a SQLite store, once, before several processes open it at the same time."""
     _prepare()
-    from mlflow import MlflowClient
+    from medssl.mlflow_runs import create_database
 
-    return MlflowClient()
+    create_database(uri)
+
+
+def _start(journal: Journal, kind: str, **content: Any) -> TaskRun:
+    if not is_on():
+        return TaskRun()
+    try:
+        if not journal.claim():
+            say("warning: another process works on the same task; this one is not tracked")
+            return TaskRun()
+    except OSError as error:
+        say(f"warning: records for MLflow cannot be kept ({error.strerror}); the task goes on without them")
+        return TaskRun()
+    run = TaskRun(journal)
+    run._tell(kind, experiment=experiment_name(), **content)
+    return run
+
+
+def _key(run: TaskRun) -> str:
+    return run._journal.key if run._journal else ""
+
+
+def _delivery() -> Any:
+    """The part that imports MLflow, which takes seconds."""
+    _prepare()
+    from medssl import delivery
+
+    return delivery
 
 
 def _prepare() -> None:
-    """Import MLflow without telemetry, and with neither its own nor its database tool's chatter in the output."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  # sets up its loggers, which are then changed
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each refusal
 
 
-def _experiment(client: "MlflowClient") -> str:
-    found = client.get_experiment_by_name(experiment_name())
-    return str(found.experiment_id if found else client.create_experiment(experiment_name()))
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The result of `call`, which is left to itself when it takes longer.
+
+    Time limits of the client alone do not do: they begin anew with every byte and every request.
+
+    Raises:
+        _TooLongError: It takes longer.
+    """
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.extend((call(), None))
+        except BaseException as error:  # handed over to the caller's thread
+            outcome.extend((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise _TooLongError(f"no answer within {seconds:g} s", thread)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
 
 
-def experiment_name() -> str:
-    """Name of the MLflow experiment that runs are logged to."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME", _DEFAULT_EXPERIMENT)
-
-
-def _find_parent(client: "MlflowClient", run_key: str | None = None) -> str:
-    run_key = run_key or os.environ.get(RUN_KEY_VARIABLE)
-    if not run_key:
-        return ""
-    found = client.search_runs([_experiment(client)], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
-    return str(found[0].info.run_id) if found else ""
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -409,4 +427,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 def _json(value: object) -> str:
     import json
 
-    return json.dumps(value)
+    return json.dumps(value, indent=1, sort_keys=True, default=str)

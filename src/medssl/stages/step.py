@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medssl import tracking
 from medssl.config import digest
 from medssl.exit_codes import TerminatedError, sigterm_as_exception
+from medssl.lineage import RAW_DATA, data_behind
 from medssl.progress import begin_task, duration, say
 from medssl.store import Artifact, Store
 
@@ -79,10 +80,19 @@ class Step:
         self.store.record(self.key, self._record(artifact, measured) | dict(notes))
         self.store.remember(self.key, artifact)
         self.store.forget_work(self.key)
-        self.run.metrics(measured)
-        self.run.tags({tracking.OUTPUT_TAG: f"{kind}/{artifact.digest}"})
+        self._tell(artifact, measured)
         self.made = self.describe(artifact)
         say(f"{self.name}: done in {duration(time.monotonic() - self.began_s)}")
+
+    def take(self, artifact: Artifact) -> None:
+        """Let what an earlier run of the same step made be the result."""
+        self._tell(artifact, self.store.record_of(self.key).get("metrics", ()))
+
+    def _tell(self, artifact: Artifact, measured: Iterable[tracking.Measured]) -> None:
+        """Tell MLflow of the result."""
+        self.run.metrics(measured)
+        output, raw_data = f"{artifact.kind}/{artifact.digest}", str(artifact.summary.get(RAW_DATA, ""))
+        self.run.output(tracking.Output(output, artifact.uri, self.item or self.stage, raw_data))
 
     def _record(self, artifact: Artifact, measured: Sequence[tracking.Measured]) -> dict[str, Any]:
         return {
@@ -94,7 +104,9 @@ class Step:
             "output": {"kind": artifact.kind, "digest": artifact.digest},
             "seconds": round(time.monotonic() - self.began_s, 2),
             "finished_unix_s": round(time.time(), 3),
+            "summary": dict(artifact.summary),
             "mlflow_run_id": self.run.run_id,
+            **tracking.surroundings(),
             # JSON has no number for what is not finite.
             "metrics": [(name, int(number), float(v)) for name, number, v in measured if math.isfinite(v)],
         }
@@ -142,17 +154,24 @@ def start(
     )
     began_s = time.monotonic()
     with sigterm_as_exception(), begin_task(f"{stage} {item}".strip()):
-        run = tracking.start_task(f"{stage} {item}".strip(), key)
+        tags = {"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version}
+        run = tracking.start_task(f"{stage} {item}".strip(), key, store.outbox, tags)
         status = "FAILED"
         try:
             logged = {key: value for key, value in config.items() if key not in unlogged}
-            _describe(run, stage, item, code_version, logged, {**inputs, **lineage})
+            if tracking.is_on():
+                run.params(logged)
+                run.inputs(_datasets(store, {**inputs, **lineage}))
+                run.deliver()
             with store.build() as folder:
                 step = Step(stage, item, key, store, folder, run, code_version, {**inputs, **lineage}, began_s)
-                if reuse and (known := store.recall(key)):
+                known = store.recall(key) if reuse else None
+                if known:
                     step.made = step.describe(known)
                     say(f"{step.name}: found finished in the store")
                 yield step
+                if known:
+                    step.take(known)
             status = "FINISHED"
         except TerminatedError:
             status = "KILLED"
@@ -161,16 +180,13 @@ def start(
             run.end(status)
 
 
-def _describe(
-    run: tracking.TaskRun,
-    stage: str,
-    item: str,
-    code_version: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Artifact],
-) -> None:
-    if not run.run_id:
-        return
-    run.tags({"medssl.stage": stage, "medssl.item": item, "medssl.code_version": code_version})
-    run.params(config)
-    run.inputs([tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in inputs.items()])
+def _datasets(store: Store, read: Mapping[str, Artifact]) -> list[tracking.Input]:
+    """What a step read, and the data behind it: so all that was made from a data set is found by one search."""
+    direct = [tracking.Input(role, artifact.digest, artifact.uri) for role, artifact in read.items()]
+    behind = data_behind(store.records(), [artifact.digest for artifact in read.values()])
+    known = {artifact.digest for artifact in read.values()}
+    return direct + [
+        tracking.Input(name, digest, store.uri(kind, digest), is_direct=False)
+        for name, kind, digest in behind
+        if digest not in known
+    ]

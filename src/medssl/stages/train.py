@@ -18,6 +18,7 @@ from medssl.config import (
 )
 from medssl.exit_codes import BadInputError
 from medssl.layout import EXTERNAL_INDEX, EXTERNAL_SHARDS
+from medssl.lineage import MODEL_KEYS, MODELS, MODELS_FILE, as_csv
 from medssl.references import Reference
 from medssl.stages import step as steps
 from medssl.stages.evaluations import EVALUATED, Evaluation, told_uses
@@ -248,7 +249,8 @@ def finetune(
     ) as step:
         if step.made is None:
             outcomes = _finetune(store, step, items, settings, task, arm, encoder, data, initial, keeps_weights=True)
-            write_json(step.folder / layout.MODELS, mark_selected(outcomes))
+            marked = mark_selected(outcomes)
+            write_json(step.folder / layout.MODELS, marked)
             named = [
                 (
                     f"validation_{task.selection_metric}/fraction{o['label_fraction']:g}",
@@ -258,7 +260,10 @@ def finetune(
                 for o in outcomes
                 if o["validation_score"] is not None
             ]
-            step.finish("models", {"name": arm.name, "encoder": encoder.dump(), "num_models": len(items)}, named)
+            summary = {"name": arm.name, "encoder": encoder.dump(), "num_models": len(items)}
+            models = [{key: m[key] for key in MODEL_KEYS} for m in marked]
+            step.finish("models", summary, named, notes={MODELS: models})
+            step.run.text(MODELS_FILE, as_csv(models))
     return step.result
 
 
