@@ -4,18 +4,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from medssl import layout, schema, tracking
+from medssl.analysis import model_card, page
+from medssl.analysis.model_card import ModelCard
 from medssl.config import Study
 from medssl.exit_codes import BadInputError
 from medssl.lineage import RAW_DATA, Graph, Record, task_of
 from medssl.stages.analysis import headline_metrics
 from medssl.store import MANIFEST, Store, file_digest, write_json
+from pipelines.card import card
 
 RUN_FILE = "run.json"
 # Name in the run's folder -> (pipeline output, file in its artifact; "" for the whole artifact).
@@ -28,6 +31,7 @@ LINKS: Mapping[str, tuple[str, str]] = {
     layout.METRICS: ("report", layout.METRICS),
 }
 REPORT_FOLDER = "report"
+CARD_FILE = "model-card.md"  # in it
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ def find_results(out_dir: Path, store: Store, *, started_unix_s: float) -> Finis
     outputs = _outputs(out_dir)
     for output in outputs.values():
         store.open(output["uri"])
-    steps = lineage(store, outputs["report"]["metadata"]["digest"])
+    ends = [outputs[name]["metadata"]["digest"] for name in ("report", "promotion") if name in outputs]
+    steps = lineage(store, ends)
     tasks = {s["step_key"]: _result(store, s, is_reused=s["finished_unix_s"] < started_unix_s) for s in steps}
     rows = schema.read(Path(outputs["report"]["uri"]) / layout.METRICS, schema.METRICS).to_pylist()
     return Finished(steps, tasks, {name: value for name, _, value in headline_metrics(rows)})
@@ -105,6 +110,7 @@ def publish(
         Path(outputs["report"]["uri"]),
         out_dir / REPORT_FOLDER,
         {finished.tasks[key].name: url for key, url in urls.items() if key in finished.tasks},
+        _card(study, store, outputs) if "promotion" in outputs else None,
     )
     run.metrics((name, 0, value) for name, value in finished.metrics.items())
     run.artifact(str(out_dir / REPORT_FOLDER), REPORT_FOLDER)
@@ -173,13 +179,14 @@ def _result(store: Store, step: Mapping[str, Any], *, is_reused: bool = False) -
     )
 
 
-def lineage(store: Store, digest: str) -> list[Record]:
-    """Every step that led to the artifact with `digest`, first steps first.
+def lineage(store: Store, digests: Iterable[str]) -> list[Record]:
+    """Every step that led to one of the artifacts, first steps first.
 
     Where several steps made the same bytes, the latest counts.
     """
     graph = Graph(store.records(), {}, {})
-    steps = [graph.maker[one] for one in graph.behind(digest, pointers=True) if one in graph.maker]
+    behind = dict.fromkeys(one for digest in digests for one in graph.behind(digest, pointers=True))
+    steps = [graph.maker[one] for one in behind if one in graph.maker]
     return sorted(steps, key=lambda r: (float(r["finished_unix_s"]), r["step_key"]))
 
 
@@ -187,21 +194,25 @@ def _outputs(out_dir: Path) -> dict[str, Any]:
     return dict(json.loads((out_dir / "outputs.json").read_text()))
 
 
-def _copy_report(source: Path, target: Path, urls: Mapping[str, str]) -> None:
+def _card(study: Study, store: Store, outputs: Mapping[str, Any]) -> ModelCard:
+    folders = {name: Path(outputs[name]["uri"]) for name in ("promotion", "comparison", "report")}
+    return card(study, store, **folders)
+
+
+def _copy_report(source: Path, target: Path, urls: Mapping[str, str], judged: ModelCard | None) -> None:
     """A copy of the report whose numbers lead to the runs of MLflow in which they were made.
 
-    The report in the store knows no run, so that equal results have equal reports.
+    The report in the store knows no run and no registry, so that equal results have equal reports.
 
     Args:
         source: The report in the store.
         target: Where the copy goes; an earlier one is replaced.
         urls: By task, the address of its run.
+        judged: Card of the model on which the run decided, if it did.
 
     Raises:
         BadInputError: Something else stands there.
     """
-    from medssl.analysis import page
-
     is_ours = target.is_symlink() or (target / layout.REPORT).is_file() or not target.exists()
     if not is_ours:
         raise BadInputError(f"{target.name} in the folder of the results is no report of an earlier run; move it away")
@@ -209,7 +220,11 @@ def _copy_report(source: Path, target: Path, urls: Mapping[str, str]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(MANIFEST))
     html = temporary / layout.REPORT
-    html.write_text(page.with_links(html.read_text(encoding="utf-8"), urls), encoding="utf-8")
+    text = page.with_links(html.read_text(encoding="utf-8"), urls)
+    if judged:
+        text = model_card.to_page(judged, text)
+        (temporary / CARD_FILE).write_text(model_card.to_markdown(judged), encoding="utf-8")
+    html.write_text(text, encoding="utf-8")
     if target.is_symlink():
         target.unlink()  # an earlier version made a link
     elif target.exists():

@@ -112,7 +112,7 @@ class Registry:
             raise BadInputError(
                 "MLFLOW_TRACKING_URI is not set; champions are kept in MLflow's model registry: give its address"
             )
-        for variable, value in {**tracking.ENVIRONMENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}.items():
+        for variable, value in tracking.ENVIRONMENT.items():  # it is asked again by `_patiently`
             os.environ.setdefault(variable, value)
         from mlflow import MlflowClient
 

@@ -94,7 +94,7 @@ def test_each_check_tells_what_had_to_hold_and_whether_it_did(card):
 def test_limits_name_groups_without_numbers_and_the_uses_of_the_test_set(card):
     words = " ".join(page_of(card).text)
     assert "Not assessed, for lack of patients or labels: Age band: >=80; Site: a." in words
-    assert "decided on 2 promotions" in words
+    assert "has been used 2 times" in words
     assert "not evaluated on a set from elsewhere" in words
     assert "no decision on a patient may rest on it" in words
     fresh = replace(card, scores=(score(), score(split="external")), decision=card.decision | {"checks": []})

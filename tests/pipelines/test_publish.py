@@ -1,10 +1,8 @@
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from medssl import layout
-from medssl.analysis import page
 from medssl.exit_codes import BadInputError
 from medssl.store import MANIFEST
 from pipelines.publish import _copy_report, public_uri
@@ -14,11 +12,7 @@ URLS = {"predict micle": "http://127.0.0.1:5000/#/experiments/1/runs/2"}
 
 
 @pytest.fixture
-def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def linked(html: str, urls: Mapping[str, str]) -> str:
-        return html.replace("#task-predict-micle", urls.get("predict micle", "#task-predict-micle"))
-
-    monkeypatch.setattr(page, "with_links", linked, raising=False)
+def report(tmp_path: Path) -> Path:
     folder = tmp_path / "store" / "report" / "digest"
     (folder / "tables").mkdir(parents=True)
     (folder / layout.REPORT).write_text(HTML)
@@ -35,7 +29,7 @@ def test_the_copy_of_the_report_leads_to_mlflow_and_the_stored_one_stays_as_it_i
     before = files(report)
     target = tmp_path / "out"
     for _ in range(2):
-        _copy_report(report, target, URLS)
+        _copy_report(report, target, URLS, None)
         found = files(target)
         assert found == {layout.REPORT: HTML.replace("#task-predict-micle", URLS["predict micle"])} | {
             "tables/b1.csv": "a,b\n"
@@ -47,7 +41,7 @@ def test_the_copy_of_the_report_leads_to_mlflow_and_the_stored_one_stays_as_it_i
 def test_a_link_of_an_earlier_version_is_replaced_and_its_target_kept(report: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.symlink_to(report)
-    _copy_report(report, target, {})
+    _copy_report(report, target, {}, None)
     assert not target.is_symlink()
     assert (report / MANIFEST).is_file()
 
@@ -57,7 +51,7 @@ def test_what_is_no_report_is_never_replaced(report: Path, tmp_path: Path) -> No
     target.mkdir()
     (target / "mine.txt").write_text("mine")
     with pytest.raises(BadInputError, match="no report of an earlier run"):
-        _copy_report(report, target, {})
+        _copy_report(report, target, {}, None)
     assert files(target) == {"mine.txt": "mine"}
     assert {path.name for path in tmp_path.iterdir()} == {"out", "store"}
 

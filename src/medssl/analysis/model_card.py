@@ -53,7 +53,7 @@ class ModelCard:
         decision: Of its promotion, in JSON types: verdict, reasons (a sentence each), and checks, each with cohort,
             subgroup, metric, kind, margin, candidate, champion, estimate, ci_low, ci_high, n_units, n_patients, status
             and reason; estimate is candidate minus champion, and values are None where they could not be had.
-        num_test_uses: How often its test set has decided on a promotion, this one counted.
+        num_test_uses: How often its test set has been used, by predictions and promotions, this one counted.
     """
 
     model_name: str
@@ -138,7 +138,7 @@ def _summary(card: ModelCard) -> Table:
         ("Arm", card.arm),
         ("Training labels seen", percent(card.label_fraction)),
         ("Verdict", Cell(card.decision["verdict"], strong=True)),
-        ("Promotions decided on this test set", str(card.num_test_uses)),
+        ("Uses of its test set", str(card.num_test_uses)),
     ]
     return tables.build("card", "The model.", [tables.text("What"), tables.text("Value")], rows)
 
@@ -222,7 +222,7 @@ def _limits(card: ModelCard) -> Iterator[str]:
         yield f"Not assessed, for lack of patients or labels: {'; '.join(small)}."
     if card.num_test_uses > 1:
         yield (
-            f"The test set has decided on {card.num_test_uses} promotions. Whatever is chosen by a test set looks "
+            f"The test set has been used {card.num_test_uses} times. Whatever is chosen by a test set looks "
             "better on it than elsewhere, the more so the more often."
         )
     if not any(row["split"] == "external" for row in card.scores):
