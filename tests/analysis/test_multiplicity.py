@@ -88,10 +88,24 @@ def test_replicates_rise_until_the_smallest_p_can_be_significant():
 def test_what_no_allowed_number_of_replicates_can_show_is_not_resolvable():
     metrics = rows_of_many_pairs(families=[FamilyConfig(name="all", metrics=["top_1_accuracy"])], max_replicates=200)
     for row in find(metrics, family="all"):
-        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 200, None)
+        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 100, None)
         assert row["reason"].endswith("not resolvable: 12 comparisons need 479 replicates")
         assert row["p_fdr"] >= row["p"]
         assert row["ci_low"] is not None
+
+
+def test_a_family_beyond_the_limit_does_not_raise_the_replicates_and_one_within_it_still_does():
+    named = {"top 1": ["top_1_accuracy"], "others": ["top_3_accuracy", "mean_auc", "micro_auc"]}
+    families = [FamilyConfig(name=name, metrics=metrics) for name, metrics in named.items()]
+    metrics = rows_of_many_pairs(families=families, max_replicates=500)
+    for row in find(metrics, family="top 1"):
+        assert (row["status"], row["n_replicates"]) == ("ok", 479)
+        assert row["p_adjusted"] is not None
+    beyond = find(metrics, family="others")
+    assert len(beyond) >= 24  # of 36 those that have an interval
+    for row in beyond:
+        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 479, None)
+        assert row["reason"].endswith(f"{len(beyond)} comparisons need {40 * len(beyond) - 1} replicates")
 
 
 def test_families_split_by_label_fraction_are_adjusted_apart():
