@@ -160,12 +160,15 @@ def compare_runs(
         progress: Called with steps done, steps in all, and what is done.
 
     Raises:
-        ValueError: As `contenders.fields`; for a resampling unit that the predictions do not
-            have, a repeated pair or resampling unit, families that overlap, or settings out of range.
+        ValueError: As `contenders.fields` and `label_efficiency.check_draws`; for a resampling unit that the
+            predictions do not have, a repeated pair or resampling unit, families that overlap, or settings out of
+            range.
     """
     for name, values in (("pairs", pairs), ("resampling_units", resampling_units)):
         if len(set(values)) != len(values):
             raise ValueError(f"{name}: {len(values)} given, {len(set(values))} different; name each once")
+    if label_efficiency:
+        efficiency.check_draws(runs)
     bootstrap = Bootstrap(num_replicates, alpha, seed, specificity)
     settings = paired.Settings(pairs, bootstrap, max_replicates, families, label_efficiency)
     report = progress or (lambda done, total, detail: None)
