@@ -115,4 +115,4 @@ def test_fewer_than_ten_patients_have_estimates_without_intervals_p_values_or_de
         assert [value is None for value in intervals + p_values] == [is_withheld] * len(intervals + p_values)
         assert row["status"] == ("interval_withheld" if is_withheld else "ok")
         if is_withheld:
-            assert row["reason"] == f"no interval of {num_patients} patients that count, at least 10 are needed"
+            assert row["reason"] == f"{num_patients} patients count, an interval takes at least 10"

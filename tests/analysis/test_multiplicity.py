@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medssl.analysis.compare import compare
-from medssl.analysis.multiplicity import benjamini_hochberg, family_of, holm, required_replicates
+from medssl.analysis.multiplicity import benjamini_hochberg, family_of, holm, idle_families, required_replicates
 from medssl.config import CompareConfig, FamilyConfig
 from tests.analysis.case_predictions import case_rows, table
 
@@ -119,6 +119,20 @@ def test_families_split_by_label_fraction_are_adjusted_apart():
 def test_a_family_of_a_metric_that_nobody_compares_is_refused():
     with pytest.raises(ValueError, match=r"\['mean_acu'\] are not compared; possible: .*'mean_auc'"):
         rows_of_many_pairs(families=[FamilyConfig(name="x", metrics=["mean_acu"])])
+
+
+def test_a_family_that_holds_no_difference_is_refused_unless_the_study_knows_its_arms():
+    idle = FamilyConfig(name="idle", pairs=[("arm0", "arm9")], metrics=["top_1_accuracy"])
+    message = r'"idle" holds none of the \d+ differences of the table; there are pairs .* and 1 more, label fractions'
+    with pytest.raises(ValueError, match=message):
+        rows_of_many_pairs(families=[idle])
+    with pytest.raises(ValueError, match=message):
+        rows_of_many_pairs(families=[idle], study_names=["arm0", "arm1"])
+    metrics = rows_of_many_pairs(families=[idle], study_names=["arm0", "arm9"])
+    assert idle_families([idle], metrics) == [
+        'family "idle" adjusts nothing: no difference that it holds has a p value'
+    ]
+    assert idle_families([FamilyConfig(name="all")], rows_of_many_pairs(families=[FamilyConfig(name="all")])) == []
 
 
 def test_a_difference_in_two_families_is_an_error():

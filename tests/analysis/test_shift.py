@@ -180,5 +180,5 @@ def test_a_drop_has_no_interval_where_either_set_has_few_patients():
         for row in find(found, metric="mean_auc_drop"):
             assert (row["status"], row["ci_low"], row["p"]) == ("interval_withheld", None, None)
             assert row["estimate"] is not None
-            assert row["reason"] == "no interval of 9 patients that count, at least 10 are needed"
+            assert row["reason"] == "9 patients count, an interval takes at least 10"
             assert row["n_patients"] == (60 if external is many else 9)

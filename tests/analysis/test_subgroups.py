@@ -251,7 +251,7 @@ def test_a_group_of_fewer_than_ten_patients_has_estimates_without_intervals_and_
     for row in find(metrics, subgroup="sex=Male", metric="mean_auc"):
         assert (row["status"], row["ci_low"], row["n_patients"]) == ("interval_withheld", None, 7)
         assert row["estimate"] is not None
-        assert row["reason"] == "no interval of 7 patients that count, at least 10 are needed"
+        assert row["reason"] == "7 patients count, an interval takes at least 10"
     for gap in find(metrics, metric="mean_auc_gap", subgroup="sex"):
         assert (gap["status"], gap["p"]) == ("not_evaluable", None)
         assert gap["reason"] == "1 comparable groups, 2 are needed; left out: sex=Male"

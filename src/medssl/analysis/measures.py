@@ -193,7 +193,7 @@ def with_interval(row: Row, interval: Interval, resampled: str) -> Row:
     if row["estimate"] is None:
         return row
     if (counted := clusters_counted(row)) < MIN_CLUSTERS:
-        told = f"no interval of {counted} {resampled}s that count, at least {MIN_CLUSTERS} are needed"
+        told = f"{counted} {resampled}s count, an interval takes at least {MIN_CLUSTERS}"
         return row | {"status": "interval_withheld", "reason": "; ".join(filter(None, (row["reason"], told)))}
     return row | {
         "ci_low": interval.ci_low,
