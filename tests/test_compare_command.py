@@ -195,13 +195,13 @@ def test_no_input_and_no_other_output_is_written_over(
     for given, message in (
         (
             ["--predictions", mine, "--out", mine],
-            "--out mine.parquet: expected a new Parquet file, found one",
+            "--out mine.parquet: expected a new file, found one",
         ),
         (["--predictions", mine, "--out", tmp_path / "link.parquet"], "found one of the inputs"),
         (["--predictions", mine, tmp_path / "link.parquet", "--out", new], "some of them given twice"),
         (["--predictions", curves, "--out", new], "the calibration table of --out new.calibration.parquet: expected"),
         (["--predictions", mine, "--out", families, "--families", families], "found one of the inputs"),
-        (["--predictions", mine, "--out", new, "--summary", mine], "--summary mine.parquet: expected a new"),
+        (["--predictions", mine, "--out", new, "--summary", mine], "--summary mine.parquet: expected a new file"),
         (["--predictions", mine, "--out", new, "--summary", new], "found what --out names"),
         (
             ["--predictions", mine, "--out", new, "--summary", tmp_path / "sub" / ".." / "new.parquet"],

@@ -101,7 +101,7 @@ def _check_paths(predictions: Sequence[Path], others: Sequence[Path], outputs: M
         identity = _identity(path)
         if path.is_dir() or identity in taken:
             found = "a folder" if path.is_dir() else taken[identity]
-            raise ConfigError(f"{name} {path.name}: expected a new Parquet file, found {found}; name another file")
+            raise ConfigError(f"{name} {path.name}: expected a new file, found {found}; name another")
         taken[identity] = f"what {name} names"
 
 

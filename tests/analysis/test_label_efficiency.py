@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from medssl.analysis.compare import compare
-from medssl.analysis.label_efficiency import LEFT, RIGHT, Point, labels_saved, matching_fractions, rows, with_interval
+from medssl.analysis.label_efficiency import Point, rows
+from medssl.analysis.matching import LEFT, RIGHT, labels_saved, matching_fractions, with_interval
 from medssl.analysis.runs import ROW_KEY
 from tests.analysis.case_predictions import case_rows, table
 
