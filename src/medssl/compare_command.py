@@ -1,14 +1,15 @@
 """`medssl compare` from predictions alone: no study, no store, no images, whoever wrote the tables."""
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from medssl import schema
-from medssl.config import CompareConfig, ConfigError, read_yaml, validate
+from medssl.config import Attribute, CompareConfig, ConfigError, SubgroupConfig, read_yaml, validate
 from medssl.exit_codes import BadInputError
 from medssl.metrics import PRIMARY
 from medssl.progress import Progress
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 _MAX_ARMS_OF_ALL_PAIRS = 20
 _MAX_ARMS = 500  # in one call; their scores lie in memory together
 _MAX_LINES = 40  # printed of each kind
+_CURVES = "the calibration table of --out"
 
 
 def _options(group: "argparse._ArgumentGroup") -> None:
@@ -43,37 +45,80 @@ def _options(group: "argparse._ArgumentGroup") -> None:
         default = fields[name].default
         group.add_argument(option, dest=name, type=kind, default=default, help=f"{words} (default: {default})")
     group.add_argument("--families", type=Path, metavar="YAML", help="a list as in a study's compare.families")
+    group.add_argument("--by", metavar="ATTRIBUTE,…", help=f"subgroups as well, by {', '.join(get_args(Attribute))}")
+    default = SubgroupConfig.model_fields["min_patients"].default
+    words = f"of a subgroup, or it is not assessed (default: {default})"
+    group.add_argument("--min-patients", type=int, default=default, help=words)
     group.add_argument(
         "--resampling-units", nargs="+", metavar="UNIT", help="patient, image or case (default: patient and the unit)"
     )
 
 
 def _run(options: argparse.Namespace) -> None:
-    predictions = _read(options.predictions or [], options.out)
-    config = _config(options, predictions)
+    paths = list(options.predictions or [])
+    outputs = _outputs(options.out, options.summary)
+    _check_paths(paths, [] if options.families is None else [options.families], outputs)
+    predictions = _read(paths)
+    config, subgroups = _config(options, predictions), _subgroups(options)
     bar = Progress("compare", 1, unit="cells")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    curves_path = options.out.with_suffix(".calibration.parquet")
     try:
-        rows = analysis.write_comparison(predictions, config, options.out, curves_path, progress=bar.of)
+        for path in outputs.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(0, "its folder may not be written to")
+        rows = analysis.write_comparison(
+            predictions, config, options.out, outputs[_CURVES], subgroups=subgroups, progress=bar.of
+        )
+        if options.summary is not None:
+            write_json(options.summary, _counts(rows))
     except ValueError as error:
         raise BadInputError(str(error)) from None
-    if options.summary is not None:
-        options.summary.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.summary, _counts(rows))
+    except OSError as error:
+        names = ", ".join(path.name for path in outputs.values())
+        raise ConfigError(
+            f"--out, --summary: {names} cannot be written: {error.strerror}; name another folder"
+        ) from None
     sys.stdout.write("\n".join([*_lines(rows, config), f"{len(rows):,} rows in {options.out.name}"]) + "\n")
 
 
-def _read(paths: Sequence[Path], out_path: Path) -> "pa.Table":
+def _outputs(out_path: Path, summary_path: Path | None) -> dict[str, Path]:
+    """What is written, by what names it."""
+    if not out_path.name or out_path.is_dir():
+        raise ConfigError(f"--out {out_path.name}: expected a new Parquet file, found a folder")
+    outputs = {"--out": out_path, _CURVES: out_path.with_suffix(".calibration.parquet")}
+    return outputs if summary_path is None else outputs | {"--summary": summary_path}
+
+
+def _check_paths(predictions: Sequence[Path], others: Sequence[Path], outputs: Mapping[str, Path]) -> None:
+    """No file is read twice, and none is written over another."""
+    if not predictions:
+        raise ConfigError("give --predictions: one or more tables of `medssl schema predictions`")
+    taken: dict[Hashable, str] = {_identity(path): "one of the inputs" for path in predictions}
+    if len(taken) < len(predictions):
+        raise ConfigError(f"--predictions: {len(predictions)} files, some of them given twice; give each once")
+    taken |= {_identity(path): "one of the inputs" for path in others}
+    for name, path in outputs.items():
+        identity = _identity(path)
+        if path.is_dir() or identity in taken:
+            found = "a folder" if path.is_dir() else taken[identity]
+            raise ConfigError(f"{name} {path.name}: expected a new file, found {found}; name another")
+        taken[identity] = f"what {name} names"
+
+
+def _identity(path: Path) -> Hashable:
+    """The same for two names of one file."""
+    resolved = path.resolve()
+    try:
+        status = resolved.stat()
+    except OSError:
+        return resolved
+    return status.st_dev, status.st_ino
+
+
+def _read(paths: Sequence[Path]) -> "pa.Table":
     """The rows of all files in one table."""
     import pyarrow as pa
 
-    if not paths:
-        raise ConfigError("give --predictions: one or more tables of `medssl schema predictions`")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(f"--predictions: {len(paths)} files, some of them given twice; give each once")
-    if out_path.is_dir() or out_path.resolve() in {path.resolve() for path in paths}:
-        raise ConfigError(f"--out {out_path.name}: expected a new Parquet file, no folder and none of the predictions")
     table = pa.concat_tables([schema.read(path, schema.PREDICTIONS) for path in paths])
     if not table.num_rows:
         raise BadInputError(f"predictions: {len(paths)} files hold no row; expected one a model, unit and class")
@@ -101,14 +146,27 @@ def _config(options: argparse.Namespace, predictions: "pa.Table") -> CompareConf
     return validate(CompareConfig, settings, "compare")
 
 
+def _subgroups(options: argparse.Namespace) -> SubgroupConfig | None:
+    """The settings of subgroups, as a study would hold them; None where none are asked for."""
+    if options.by is None:
+        return None
+    settings = {name: getattr(options, name) for name in ("num_replicates", "alpha", "seed", "min_patients")}
+    return validate(SubgroupConfig, settings | {"by": options.by.split(",")}, "--by")
+
+
 def _pairs(option: str, texts: Sequence[str], arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Two arms each; names may hold commas, so each comma may be the one between them."""
     pairs = []
     for text in texts:
-        first, separator, second = text.partition(",")
-        if not separator or not {first, second} <= set(arms):
+        splits = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == ","]
+        found = [pair for pair in splits if set(pair) <= set(arms)]
+        if len(found) != 1:
+            told = f", found {len(found)} that leave two arms" if found else ""
             possible = ", ".join(arms[:5]) + (f" and {len(arms) - 5} more" if len(arms) > 5 else "")
-            raise ConfigError(f"{option} {text}: expected two arms with a comma between them; there are {possible}")
-        pairs.append((first, second))
+            raise ConfigError(
+                f"{option} {text}: expected two arms with a comma between them{told}; there are {possible}"
+            )
+        pairs += found
     return pairs
 
 
@@ -130,37 +188,54 @@ def _lines(rows: Sequence[Row], config: CompareConfig) -> Iterator[str]:
     from medssl.analysis.tables import percent
     from medssl.metrics import unit_kind
 
-    primary = PRIMARY[unit_kind({row["metric"] for row in rows})]
-    selected = [row for row in rows if row["repeat"] == "selected" and not row["class"]]
-    first = [row for row in selected if row["resampling_unit"] in _first_units(selected, config)]
-    of_primary = [row for row in first if (row["metric"], row["k"]) == (primary.name, primary.k)]
-    level = percent(1 - config.alpha)
-    for title, found in (
-        (f"{words(primary.name, primary.k)} [{level} interval]", [r for r in of_primary if r["arm_b"] is None]),
-        (f"difference in {words(primary.name, primary.k)} [{level} interval]", [r for r in of_primary if r["arm_b"]]),
-        (f"labels saved [{level} interval]", [r for r in first if r["metric"] == SAVED]),
-    ):
-        if found:
-            yield from ("", title, *map(_line, found[:_MAX_LINES]))
+    level = f"[{percent(1 - config.alpha)} interval]"
+    # By place in the list of what is printed, and title.
+    tables: dict[tuple[int, str], list[Row]] = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        of_dataset = [row for row in rows if row["dataset"] == dataset]
+        primary = PRIMARY[unit_kind({row["metric"] for row in of_dataset})]
+        named = words(primary.name, primary.k)
+        places = {
+            (primary.name, primary.k, "all", True): (0, f"{named} {level}"),
+            (primary.name, primary.k, "all", False): (1, f"difference in {named} {level}"),
+            (f"{primary.name}_gap", primary.k, "", True): (2, f"gap in {named} between groups {level}"),
+            (SAVED, None, "all", False): (3, f"labels saved {level}"),
+        }
+        selected = [row for row in of_dataset if row["repeat"] == "selected" and not row["class"]]
+        first_units = {"", *_first_units(selected, config)}
+        for row in (row for row in selected if row["resampling_unit"] in first_units):
+            subgroup = "" if row["metric"].endswith("_gap") else row["subgroup"]
+            if place := places.get((row["metric"], row["k"], subgroup, row["arm_b"] is None)):
+                tables.setdefault(place, []).append(row)
+    for (_, title), found in sorted(tables.items(), key=lambda item: item[0]):
+        yield from ("", title, *map(_line, found[:_MAX_LINES]))
         if len(found) > _MAX_LINES:
             yield f"… and {len(found) - _MAX_LINES:,} more in the table"
-    if not selected:
+    if not tables:
         yield "nothing to compare on: no predictions of a split but train and validation"
 
 
 def _first_units(rows: Sequence[Row], config: CompareConfig) -> set[str]:
-    """What is resampled for the unit that is named first: a data set's patients may be lesions."""
-    others = set(config.resampling_units[1:])
-    found = {row["resampling_unit"] for row in rows}
-    return (found - others) or found
+    """What is resampled for the unit of a data set that is named first: its patients may be lesions."""
+    others = [unit for unit in config.resampling_units if unit != "patient"]
+    found = {row["resampling_unit"] for row in rows} - {""}
+    if config.resampling_units[0] == "patient":
+        return found - set(others) or found
+    return {unit for unit in others if unit in found} or found
 
 
 def _line(row: Row) -> str:
-    from medssl.analysis.results import with_interval
-    from medssl.analysis.tables import percent
+    from medssl.analysis.results import DECIMALS, with_interval
+    from medssl.analysis.tables import Cell, percent
 
-    cell = with_interval(row)
+    if (row["ci_low"] is None) == (row["ci_high"] is None):
+        cell = with_interval(row)
+    else:  # an end that is censored, which the reason tells
+        ends = ["…" if row[end] is None else f"{row[end]:.{DECIMALS}f}" for end in ("ci_low", "ci_high")]
+        estimate = "…" if row["estimate"] is None else f"{row['estimate']:.{DECIMALS}f}"
+        cell = Cell(f"{estimate} [{', '.join(ends)}]", row["reason"])
     arms = row["arm_a"] if row["arm_b"] is None else f"{row['arm_a']} minus {row['arm_b']}"
+    arms += "" if row["subgroup"] == "all" else f", {row['subgroup']}"
     where = f"{row['dataset']}, {row['split']}, {percent(row['label_fraction'])} of labels, draw {row['draw']}"
     p_values = [f"{name} {row[key]:.4f}" for name, key in (("p", "p"), ("Holm", "p_adjusted")) if row[key] is not None]
     note = f"  ({cell.note})" if cell.note else ""

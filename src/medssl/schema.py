@@ -305,11 +305,13 @@ def check(table: pa.Table, schema: TableSchema, where: str) -> pa.Table:
     """Return `table` with its columns in order and types as declared.
 
     Raises:
-        SchemaError: A column is missing, unknown, of another type, or holds nulls where none may be.
+        SchemaError: A column is missing, unknown, repeated, of another type, or holds nulls where none may be.
     """
     finer = [name for name in schema.finer_key if name in table.column_names][:1]
     labels = [name for name in table.column_names if schema.labels and name.startswith(LABEL_PREFIX)]
     expected = [*schema.columns.names, *finer, *labels]
+    if repeated := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+        raise SchemaError(f"{where}: columns {repeated} occur more than once; keep one of each")
     missing = [name for name in expected if name not in table.column_names]
     unknown = [name for name in table.column_names if name not in expected]
     if missing or unknown:
@@ -333,11 +335,23 @@ def _checked(table: pa.Table, fields: "Sequence[pa.Field[Any]]", schema: TableSc
             raise SchemaError(
                 f"{where}: column {field.name} holds {count} nulls; a {schema.name} table allows none there"
             )
+    typed = [_cast(table[field.name], field, schema, where) for field in fields]
+    return pa.table(typed, schema=pa.schema(fields)).replace_schema_metadata(table.schema.metadata)
+
+
+def _cast(
+    column: "pa.ChunkedArray[Any]", field: "pa.Field[Any]", schema: TableSchema, where: str
+) -> "pa.ChunkedArray[Any]":
+    """A column with the type of its field; Arrow's own words would show a value of it, which may name a patient."""
     try:
-        typed = table.cast(pa.schema(fields))
-        return typed.replace_schema_metadata(table.schema.metadata)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise SchemaError(f"{where}: not a {schema.name} table: {' '.join(str(error).split())}") from None
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError):
+        null = ", null where it is not known" if field.nullable else ""
+        what = f"its {len(column):,} values cannot all" if len(column) else "it cannot"
+        raise SchemaError(
+            f"{where}: not a {schema.name} table: column {field.name} is {column.type}, expected {field.type}, and "
+            f"{what} be converted; write it as {field.type}{null}"
+        ) from None
 
 
 def write(
@@ -391,7 +405,8 @@ def read(path: Path, schema: TableSchema, *, columns: Sequence[str] | None = Non
     except FileNotFoundError:
         raise SchemaError(f"{path.name}: no such file; expected a {schema.name} table") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaError(f"{path.name}: cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from None
+        told = " ".join(str(error).replace(str(path), path.name).split())[:200]
+        raise SchemaError(f"{path.name}: cannot be read as Parquet: {told}") from None
     names = declared.names if columns is None else list(columns)
     return _checked(table.select(names), [declared.field(name) for name in names], schema, path.name)
 

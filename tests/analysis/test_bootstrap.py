@@ -1,5 +1,7 @@
+import gc
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,6 +66,38 @@ def test_ranked_quantities_equal_scikit_learn_on_repeated_rows(digits, specifici
             assert of_replicate[m, place("average_precision", c)] == pytest.approx(expected, abs=1e-12)
             expected = slow_sensitivity(truth, score, w, specificity)
             assert of_replicate[m, place("sensitivity_at_specificity", c)] == pytest.approx(expected, abs=1e-12)
+
+
+def peak_of(call):
+    """Bytes that a call has at most, beside what there was, and what it returns."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        returned = call()
+        return tracemalloc.get_traced_memory()[1], returned
+    finally:
+        tracemalloc.stop()
+
+
+def test_replicates_lie_in_memory_once_and_an_interval_copies_its_own_quantities_alone():
+    y_true, scores, patient_N = sample()
+    y_true, scores = np.tile(y_true, (1, 4)), np.tile(scores, (3, 1, 4))
+    settings = {"num_replicates": 6000, "seed": 0, "ranked": RANKED, "pooled": [0, 2]}
+    paired_bootstrap(y_true, scores, patient_N, **settings | {"num_replicates": 1})  # compiles
+    peak, replicates = peak_of(lambda: paired_bootstrap(y_true, scores, patient_N, **settings))
+    assert replicates.values.shape == (6000, 6, 37)
+    assert peak < 1.2 * replicates.values.nbytes
+    one_quantity = replicates.values[:, :2, 0].nbytes
+    assert peak_of(lambda: replicates.intervals(0, 1, alpha=0.05, means=[[4]]))[0] < 8 * one_quantity
+
+
+def test_classes_ranked_together_equal_scikit_learn_on_repeated_rows():
+    y_true, scores, patient_N = sample(digits=1)
+    replicates = paired_bootstrap(y_true, scores, patient_N, num_replicates=70, seed=1, ranked=(), pooled=[0, 2])
+    weights = [*all_weights(patient_N, num_replicates=70, seed=1), np.ones(patient_N.size, int)]
+    for w, values in list(zip(weights, [*replicates.values, replicates.estimates], strict=True))[::10]:
+        together = y_true[:, [0, 2]].ravel(), scores[1][:, [0, 2]].ravel(), np.repeat(w, 2)
+        assert values[1, 0] == pytest.approx(slow_auc(*together), abs=1e-12)
 
 
 def test_only_what_is_asked_for_is_computed_and_each_as_if_alone():

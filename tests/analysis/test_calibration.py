@@ -71,6 +71,31 @@ def test_what_is_undefined_says_why():
     assert calibration.brier(unknown, np.full(2, 0.5)).reason == "no unit with a known truth"
 
 
+def test_scores_over_all_classes_are_probabilities_only_if_they_sum_to_one():
+    truth = np.eye(3)
+    for scores, expected in (
+        (np.full((3, 3), 1 / 3), 2 / 3),
+        (np.full((3, 3), 0.3335), pytest.approx(2 / 3, abs=1e-3)),
+    ):
+        assert calibration.brier(calibration.multiclass_brier_terms(truth, scores), scores).value == expected
+        assert calibration.top_label_error(truth, scores).value is not None
+    for scores in (np.full((3, 3), 0.5), np.full((3, 3), 0.33), np.eye(3) - 0.5):
+        for found in (
+            calibration.brier(calibration.multiclass_brier_terms(truth, scores), scores),
+            calibration.top_label_error(truth, scores),
+        ):
+            assert (found.value, found.reason) == (None, "scores are no probabilities that sum to 1")
+
+
+def test_scores_of_one_condition_against_the_rest_have_no_brier_score_of_all_in_metrics_or_resamples():
+    rows = [row | {"y_score": row["y_score"] ** 0.5} for row in case_rows(num_patients=20, repeats=(0,))]
+    metrics = compare(table(rows), pairs=[], num_replicates=100, alpha=0.1, resampling_units=["patient"], seed=0)
+    for row in (r for r in metrics if r["metric"] in ("multiclass_brier", "top_label_ece")):
+        assert (row["status"], row["estimate"], row["ci_low"]) == ("not_evaluable", None, None)
+    assert {row["status"] for row in metrics if row["metric"] == "mean_brier"} == {"ok"}
+    assert reliability_curves(read_runs(table(rows))) == []
+
+
 def test_the_top_label_is_the_highest_class_and_right_if_the_case_has_it():
     truth = np.array([[1.0, 0, 1], [0, 1, 0], [np.nan] * 3])
     hits, confidence = calibration.top_label(truth, np.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]]))

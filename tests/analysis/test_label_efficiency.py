@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from medssl.analysis.compare import compare
-from medssl.analysis.label_efficiency import LEFT, RIGHT, Point, labels_saved, matching_fractions, rows, with_interval
+from medssl.analysis.label_efficiency import Point, rows
+from medssl.analysis.matching import LEFT, RIGHT, labels_saved, matching_fractions, with_interval
 from medssl.analysis.runs import ROW_KEY
 from tests.analysis.case_predictions import case_rows, table
 
@@ -132,6 +133,72 @@ def test_draws_have_rows_of_their_own_and_a_mean_unless_one_is_censored():
     assert mean["estimate"] == pytest.approx(np.mean([row["estimate"] for row in of_draws]))
     assert mean["reason"].startswith("mean over 3 draws")
     assert {row["status"] for row in find(found, arm_a="poor", repeat="mean")} == {"censored"}
+
+
+def draws_at(*matches):
+    """Points of an arm whose draws reach the baseline at these label fractions, below the first or above the last."""
+    found = {}
+    for draw, match in enumerate(matches):
+        for fraction in FRACTIONS:
+            if fraction == 1 and draw:
+                continue
+            # All draws share their last point, which is below the baseline where a draw never reaches it.
+            value = 0.7 + 0.1 * np.log(fraction / match) if fraction < 1 else (0.69 if max(matches) > 1 else 0.95)
+            row = NAMES | {"arm_a": "a", "label_fraction": fraction, "draw": draw, "reason": "", "status": "ok"}
+            row |= {"estimate": value, "n_units": 9, "n_patients": 3}
+            found[fraction, draw, "a"] = Point(row, np.full(300, value))
+    base = found[1.0, 0, "a"].row | {"arm_a": "base", "estimate": 0.7}
+    return found | {(1.0, 0, "base"): Point(base, np.full(300, 0.7))}
+
+
+@pytest.mark.parametrize(
+    ("matches", "matching", "saved"),
+    [
+        ((0.15, 0.3), None, None),
+        ((0.15, 0.05, 0.3), (0.15 + 0.1 + 0.3) / 3, "or less"),
+        ((0.05, 0.08), 0.1, "or less"),
+        ((0.15, 0.3, 1.2), (0.15 + 0.3 + 1) / 3, "more than"),
+        ((0.15, 0.05, 1.2), (0.15 + 0 + 1) / 3, "more than"),
+    ],
+)
+def test_censored_draws_bound_the_mean_over_draws(matches, matching, saved):
+    found = rows(draws_at(*matches), [("a", "base")], alpha=0.05, max_missing=0.05)
+    mean, mean_saved = find(found, repeat="mean")
+    if matching is None:
+        assert (mean["estimate"], mean["status"]) == (pytest.approx(np.mean(matches)), "ok")
+        return
+    assert {(row["estimate"], row["ci_low"], row["status"]) for row in (mean, mean_saved)} == {(None, None, "censored")}
+    words = {"or less": f"{matching:g} or less", "more than": f"more than {matching:g}"}[saved]
+    assert mean["reason"].startswith(f"censored: {words}; lower end: {words}; upper end: {words}; mean over ")
+    words = {"or less": f"{1 - matching:g} or more", "more than": f"less than {1 - matching:g}"}[saved]
+    assert mean_saved["reason"].startswith(f"censored: {words};")
+    num_censored = sum(not 0.1 < match <= 1 for match in matches)
+    assert f"mean over {len(matches)} draws; {num_censored} of them censored; base" in mean["reason"]
+
+
+def test_a_draw_without_the_smallest_fraction_is_bounded_by_its_own():
+    points = {key: point for key, point in draws_at(0.15, 0.05).items() if key[:2] != (0.1, 1)}
+    matching = find(rows(points, [("a", "base")], alpha=0.05, max_missing=0.05), metric="matching_label_fraction")
+    assert matching[1]["reason"].startswith("censored: 0.2 or less;")
+    assert matching[2]["reason"].startswith("censored: 0.175 or less;")
+
+
+def test_what_withholds_an_interval_of_the_metric_withholds_that_of_its_labels():
+    points = draws_at(0.15)
+    row = points[0.2, 0, "a"].row | {"status": "interval_withheld", "reason": "no interval of 9 patients"}
+    points[0.2, 0, "a"] = Point(row, np.full(300, np.nan))
+    for row in rows(points, [("a", "base")], alpha=0.05, max_missing=0.05):
+        assert (row["status"], row["ci_low"]) == ("interval_withheld", None)
+        assert row["estimate"] is not None
+        assert row["reason"].startswith("no interval of 9 patients; base")
+
+
+def test_a_second_draw_of_all_labels_is_refused():
+    rows_of_draws = [row | {"draw": draw} for draw in (0, 3) for row in case_rows(num_patients=12, repeats=(0,))]
+    settings = {"pairs": [], "num_replicates": 100, "alpha": 0.1, "resampling_units": ["patient"], "seed": 0}
+    with pytest.raises(ValueError, match=r"draws \[3\] at label fraction 1; .* as repeats"):
+        compare(table(rows_of_draws), **settings, label_efficiency=[("micle", "random")])
+    assert {row["draw"] for row in compare(table(rows_of_draws), **settings)} == {0, 3}
 
 
 def test_missing_arms_and_fractions_are_told():

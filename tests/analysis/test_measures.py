@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from medssl.analysis.compare import compare
 from medssl.analysis.measures import Bootstrap, measure, measures
 from medssl.analysis.resampling import resample_weights
 from medssl.analysis.runs import read_runs
 from tests.analysis.case_predictions import CONDITIONS, case_rows, table
+
+SETTINGS = {"num_replicates": 100, "alpha": 0.1, "resampling_units": ["patient"], "seed": 0}
 
 
 def runs_of(unit_kind, **options):
@@ -62,3 +65,54 @@ def test_what_needs_probabilities_is_undefined_for_the_arm_that_has_none_and_for
                 assert interval.estimate == pytest.approx(row["estimate"], abs=1e-12)
             else:
                 assert "scores are no probabilities" in row["reason"]
+
+
+def with_logits(rows, of):
+    """Scores of some arms and classes become logits."""
+    return [row | {"y_score": 9 * row["y_score"] - 4} if of(row) else row for row in rows]
+
+
+def test_what_one_model_leaves_undefined_leaves_means_of_it_alone_and_differences_over_what_both_define():
+    rows = [row | {"unit_kind": "image"} for row in case_rows(num_patients=25, repeats=(0,), splits=("test",))]
+    rows = with_logits(rows, lambda row: row["arm_id"] == "micle" and row["class"] == "Acne")
+    pairs = [("micle", "random"), ("random", "simclr")]
+    metrics = compare(table(rows), pairs=pairs, **SETTINGS)
+    for metric in ("brier", "ece"):
+        each = [row for row in metrics if row["metric"] == metric and row["repeat"] == "selected"]
+        value = {(row["arm_a"], row["class"]): row["estimate"] for row in each if row["arm_b"] is None}
+        for row in metrics:
+            if row["metric"] != f"mean_{metric}" or row["repeat"] != "selected":
+                continue
+            arms = [arm for arm in (row["arm_a"], row["arm_b"]) if arm]
+            names = CONDITIONS[1:] if "micle" in arms else CONDITIONS
+            means = [np.mean([value[arm, name] for name in names]) for arm in arms]
+            assert row["estimate"] == pytest.approx(means[0] - sum(means[1:]), abs=1e-12)
+            assert row["ci_low"] <= row["estimate"] <= row["ci_high"]
+            assert row["status"] == ("partial" if "micle" in arms else "ok")
+
+
+def test_models_that_define_no_class_in_common_have_no_difference():
+    rows = [row | {"unit_kind": "image"} for row in case_rows(num_patients=25, repeats=(0,), splits=("test",))]
+    rows = with_logits(rows, lambda row: (row["arm_id"] == "micle") == (row["class"] in CONDITIONS[:2]))
+    metrics = compare(table(rows), pairs=[("micle", "random")], **SETTINGS)
+    (row,) = (row for row in metrics if row["metric"] == "mean_brier" and row["arm_b"])
+    assert (row["estimate"], row["ci_low"], row["p"], row["status"]) == (None, None, None, "not_evaluable")
+    assert row["reason"].endswith("no class is evaluable for both")
+
+
+@pytest.mark.parametrize("num_patients", [1, 3, 9, 10])
+def test_fewer_than_ten_patients_have_estimates_without_intervals_p_values_or_delong(num_patients):
+    rows = [row | {"unit_kind": "image"} for row in case_rows(num_patients=40, repeats=(0,), splits=("test",))]
+    rows = [row | {"patient_id": f"p{int(row['unit_id'].split('-')[1][1:]) % num_patients}"} for row in rows]
+    metrics = compare(table(rows), pairs=[("micle", "random")], **SETTINGS | {"resampling_units": ["patient", "image"]})
+    found = [row for row in metrics if (row["metric"], row["repeat"]) == ("mean_auc", "selected")]
+    assert len(found) == 2 * 4
+    for row in found:
+        is_withheld = row["resampling_unit"] == "patient" and num_patients < 10
+        assert row["estimate"] is not None
+        intervals = [row["ci_low"], row["ci_high"], row["delong_low"], row["delong_high"]]
+        p_values = [row["p"], row["p_adjusted"], row["delong_p"]] if row["arm_b"] else []
+        assert [value is None for value in intervals + p_values] == [is_withheld] * len(intervals + p_values)
+        assert row["status"] == ("interval_withheld" if is_withheld else "ok")
+        if is_withheld:
+            assert row["reason"] == f"{num_patients} patients count, an interval takes at least 10"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medssl.analysis.compare import compare
-from medssl.analysis.multiplicity import benjamini_hochberg, family_of, holm, required_replicates
+from medssl.analysis.multiplicity import benjamini_hochberg, family_of, holm, idle_families, required_replicates
 from medssl.config import CompareConfig, FamilyConfig
 from tests.analysis.case_predictions import case_rows, table
 
@@ -88,10 +88,24 @@ def test_replicates_rise_until_the_smallest_p_can_be_significant():
 def test_what_no_allowed_number_of_replicates_can_show_is_not_resolvable():
     metrics = rows_of_many_pairs(families=[FamilyConfig(name="all", metrics=["top_1_accuracy"])], max_replicates=200)
     for row in find(metrics, family="all"):
-        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 200, None)
+        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 100, None)
         assert row["reason"].endswith("not resolvable: 12 comparisons need 479 replicates")
         assert row["p_fdr"] >= row["p"]
         assert row["ci_low"] is not None
+
+
+def test_a_family_beyond_the_limit_does_not_raise_the_replicates_and_one_within_it_still_does():
+    named = {"top 1": ["top_1_accuracy"], "others": ["top_3_accuracy", "mean_auc", "micro_auc"]}
+    families = [FamilyConfig(name=name, metrics=metrics) for name, metrics in named.items()]
+    metrics = rows_of_many_pairs(families=families, max_replicates=500)
+    for row in find(metrics, family="top 1"):
+        assert (row["status"], row["n_replicates"]) == ("ok", 479)
+        assert row["p_adjusted"] is not None
+    beyond = find(metrics, family="others")
+    assert len(beyond) >= 24  # of 36 those that have an interval
+    for row in beyond:
+        assert (row["status"], row["n_replicates"], row["p_adjusted"]) == ("not_resolvable", 479, None)
+        assert row["reason"].endswith(f"{len(beyond)} comparisons need {40 * len(beyond) - 1} replicates")
 
 
 def test_families_split_by_label_fraction_are_adjusted_apart():
@@ -105,6 +119,20 @@ def test_families_split_by_label_fraction_are_adjusted_apart():
 def test_a_family_of_a_metric_that_nobody_compares_is_refused():
     with pytest.raises(ValueError, match=r"\['mean_acu'\] are not compared; possible: .*'mean_auc'"):
         rows_of_many_pairs(families=[FamilyConfig(name="x", metrics=["mean_acu"])])
+
+
+def test_a_family_that_holds_no_difference_is_refused_unless_the_study_knows_its_arms():
+    idle = FamilyConfig(name="idle", pairs=[("arm0", "arm9")], metrics=["top_1_accuracy"])
+    message = r'"idle" holds none of the \d+ differences of the table; there are pairs .* and 1 more, label fractions'
+    with pytest.raises(ValueError, match=message):
+        rows_of_many_pairs(families=[idle])
+    with pytest.raises(ValueError, match=message):
+        rows_of_many_pairs(families=[idle], study_names=["arm0", "arm1"])
+    metrics = rows_of_many_pairs(families=[idle], study_names=["arm0", "arm9"])
+    assert idle_families([idle], metrics) == [
+        'family "idle" adjusts nothing: no difference that it holds has a p value'
+    ]
+    assert idle_families([FamilyConfig(name="all")], rows_of_many_pairs(families=[FamilyConfig(name="all")])) == []
 
 
 def test_a_difference_in_two_families_is_an_error():

@@ -154,3 +154,31 @@ def test_the_order_of_sets_and_arms_changes_nothing(groups, rows):
 def test_two_test_sets_beside_an_external_one_are_refused(groups):
     with pytest.raises(ValueError, match=r"2 data sets have a test split, \['own', 'twin'\]"):
         drops([*groups, make_group("twin", "test")], arm_pairs=[], settings=SETTINGS)
+
+
+def as_logits(group, *arms):
+    return {arm: replace(run, y_score=20 * run.y_score - 10) if arm in arms else run for arm, run in group.items()}
+
+
+def test_a_drop_is_undefined_where_the_scores_of_either_side_or_of_either_arm_are_no_probabilities():
+    own, nih = make_group("own", "test"), make_group("nih", "external", seed=1)
+    both = as_logits(own, *SKILL), as_logits(nih, *SKILL)
+    for test, external, arms in ((own, both[1], SKILL), (both[0], nih, SKILL), (own, as_logits(nih, "poor"), ["poor"])):
+        found = drops([test, external], arm_pairs=[("good", "poor")], settings=SETTINGS)
+        for row in found:
+            is_calibration = "brier" in row["metric"] or "ece" in row["metric"]
+            is_undefined = is_calibration and bool({row["arm_a"], row["arm_b"]} & set(arms))
+            numbers = {row[name] is None for name in ("estimate", "ci_low", "p")}
+            assert (row["status"], numbers) == ("not_evaluable" if is_undefined else "ok", {is_undefined})
+            assert ("scores are no probabilities" in row["reason"]) == is_undefined
+
+
+def test_a_drop_has_no_interval_where_either_set_has_few_patients():
+    few, many = make_group("few", "test", num_patients=9), make_group("many", "external", seed=1)
+    for test, external in ((few, many), (make_group("own", "test"), make_group("nih", "external", num_patients=9))):
+        found = drops([test, external], arm_pairs=[("good", "poor")], settings=SETTINGS)
+        for row in find(found, metric="mean_auc_drop"):
+            assert (row["status"], row["ci_low"], row["p"]) == ("interval_withheld", None, None)
+            assert row["estimate"] is not None
+            assert row["reason"] == "9 patients count, an interval takes at least 10"
+            assert row["n_patients"] == (60 if external is many else 9)

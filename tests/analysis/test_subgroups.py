@@ -245,6 +245,18 @@ def test_a_group_that_often_lacks_a_class_stays_out_of_the_gap(predictions):
     assert gap["reason"] == "1 comparable groups, 2 are needed; left out: sex=Male, sex=unknown"
 
 
+def test_a_group_of_fewer_than_ten_patients_has_estimates_without_intervals_and_stays_out_of_the_gap(predictions):
+    kept = {f"p{patient:02}" for patient in range(32)}  # 25 and 7 patients
+    metrics = analyze(table([row for row in predictions if row["patient_id"] in kept]), **SETTINGS)
+    for row in find(metrics, subgroup="sex=Male", metric="mean_auc"):
+        assert (row["status"], row["ci_low"], row["n_patients"]) == ("interval_withheld", None, 7)
+        assert row["estimate"] is not None
+        assert row["reason"] == "7 patients count, an interval takes at least 10"
+    for gap in find(metrics, metric="mean_auc_gap", subgroup="sex"):
+        assert (gap["status"], gap["p"]) == ("not_evaluable", None)
+        assert gap["reason"] == "1 comparable groups, 2 are needed; left out: sex=Male"
+
+
 def test_an_attribute_known_of_nobody_is_one_unknown_group(predictions):
     metrics = analyze(table(predictions), **SETTINGS | {"by": ["skin_type"]})
     assert {row["subgroup"] for row in metrics} == {"skin_type=unknown", "skin_type"}

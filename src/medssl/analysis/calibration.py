@@ -14,6 +14,8 @@ from medssl.metrics import Evaluation, Floats, top_k_hits
 
 NUM_BINS = 15  # of equal width, as usual since Guo et al. 2017, On Calibration of Modern Neural Networks
 NO_PROBABILITIES = "scores are no probabilities"
+NO_DISTRIBUTION = "scores are no probabilities that sum to 1"
+_SUM_TOLERANCE = 1e-3  # of probabilities with few decimals
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,11 @@ def are_probabilities(y_score: Floats) -> bool:
     return bool(np.all((y_score >= 0) & (y_score <= 1)))
 
 
+def are_distributions(y_score_NC: Floats) -> bool:
+    """Whether the scores of each unit lie in 0-1 and sum to 1: probabilities of classes that exclude each other."""
+    return are_probabilities(y_score_NC) and bool(np.all(np.abs(y_score_NC.sum(axis=1) - 1) <= _SUM_TOLERANCE))
+
+
 def reliability(y_true_N: Floats, y_score_N: Floats) -> Reliability:
     """Sort the units with a known truth into bins of equal width; scores are in 0-1."""
     known = ~np.isnan(y_true_N)
@@ -68,6 +75,15 @@ def calibration_error(y_true_N: Floats, y_score_N: Floats) -> Evaluation:
         known = ~np.isnan(y_true_N)
         return Evaluation(None, int(known.sum()), int((y_true_N == 1).sum()), NO_PROBABILITIES)
     return reliability(y_true_N, y_score_N).error()
+
+
+def top_label_error(y_true_NC: Floats, y_score_NC: Floats) -> Evaluation:
+    """Expected calibration error of the class with the highest score, in 0-1."""
+    hits_N, confidence_N = top_label(y_true_NC, y_score_NC)
+    if not are_distributions(y_score_NC):
+        known = hits_N[~np.isnan(hits_N)]
+        return Evaluation(None, known.size, int(known.sum()), NO_DISTRIBUTION)
+    return reliability(hits_N, confidence_N).error()
 
 
 def top_label(y_true_NC: Floats, y_score_NC: Floats) -> tuple[Floats, Floats]:
@@ -92,10 +108,15 @@ def multiclass_brier_terms(y_true_NC: Floats, y_score_NC: Floats) -> Floats:
 
 
 def brier(terms_N: Floats, y_score: Floats) -> Evaluation:
-    """The mean of the terms above over the units with a known truth; all of these count as positive."""
+    """The mean of the terms above over the units with a known truth; all of these count as positive.
+
+    Args:
+        terms_N: Of one class, or of all.
+        y_score: Of one class, shape (N,), or of all, shape (N, C).
+    """
     known = terms_N[~np.isnan(terms_N)]
-    if not are_probabilities(y_score):
-        return Evaluation(None, known.size, known.size, NO_PROBABILITIES)
+    if not (are_probabilities(y_score) if y_score.ndim == 1 else are_distributions(y_score)):
+        return Evaluation(None, known.size, known.size, NO_PROBABILITIES if y_score.ndim == 1 else NO_DISTRIBUTION)
     if not known.size:
         return Evaluation(None, 0, 0, "no unit with a known truth")
     return Evaluation(float(known.mean()), known.size, known.size, "")

@@ -5,7 +5,7 @@ undefined value is None with a status and a reason, never NaN.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -75,15 +75,26 @@ def _absent_rows(field: Field, pairs: Sequence[tuple[str, str]]) -> list[Row]:
     return rows
 
 
+def _units_of(field: Field, units: Sequence[str], kinds: Set[str]) -> list[str]:
+    """Those of the resampling units that a data set has: several data sets may be of images and of cases.
+
+    Raises:
+        ValueError: For a unit that no data set has, or a data set that has none of them.
+    """
+    known = [unit for unit in units if unit in ("patient", field.first.unit_kind)]
+    for unit in units:
+        if not known or unit not in ("patient", *kinds):
+            resampled_as(field.first, unit)
+    return known
+
+
 def _selected_rows(
     found: Sequence[Field], settings: paired.Settings, units: Sequence[str], report: Callable[[int, str], None]
 ) -> list[Row]:
     """All rows of selected models: with intervals, differences with adjusted p values, and label efficiency."""
     families = [paired.families_of(field, settings) for field in found]
     sizes = Counter(family for of_field in families for row in of_field.values() for family in row if family)
-    multiplicity.check_names(
-        settings.families, [r for f in found for d in paired.differences(f, settings.pairs).values() for r in d]
-    )
+    units_of = [_units_of(field, units, {one.first.unit_kind for one in found}) for field in found]
     rows: list[Row] = []
     tested: dict[str, list[paired.Tested]] = {unit: [] for unit in units}
     points: dict[tuple[str, str, str], dict[tuple[float, int, str], efficiency.Point]] = defaultdict(dict)
@@ -92,13 +103,12 @@ def _selected_rows(
         bootstrap = paired.enough_replicates(families[f].values(), sizes, settings)
         named: set[str] = set()
         for u, unit in enumerate(units):
-            resampled = resampled_as(field.first, unit)
-            if resampled not in named:
+            if unit in units_of[f] and (resampled := resampled_as(field.first, unit)) not in named:
                 compared = paired.compare_field(field, families[f], unit, settings, bootstrap)
                 rows += compared.rows
                 tested[unit] += compared.tested
                 points[field.first.dataset, field.first.split, unit] |= compared.points
-            named.add(resampled)
+                named.add(resampled)
             report(f * len(units) + u + 1, f"resampled by {unit}")
     for of_unit in tested.values():
         paired.adjust(of_unit, settings.bootstrap.alpha)
@@ -131,6 +141,7 @@ def compare_runs(
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
     label_efficiency: Sequence[tuple[str, str]] = (),
     specificity: float = SPECIFICITY,
+    study_names: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[Row]:
     """Evaluate every run and compare arms pair by pair.
@@ -148,7 +159,8 @@ def compare_runs(
         num_replicates: 1,000 in the paper (supplement B.1.1). More are drawn for a family of so many comparisons that
             none could be significant after Holm's adjustment.
         alpha: 0.05 for 95 % intervals.
-        resampling_units: "patient", and "image" or "case" as the unit_kind of the predictions.
+        resampling_units: "patient", and "image" or "case" as the unit_kind of the predictions; of data sets of both
+            kinds each has its own.
         seed: Of the resamples; all arms and label fractions share them.
         families: Differences that are adjusted together, for each resampling unit apart. Without any, those of all
             pairs in the primary metric (the mean AUC of images, the top-1 accuracy of cases) of one data set, split,
@@ -157,15 +169,20 @@ def compare_runs(
         groups: Name to arms that are variants of one method; validation chooses which stands for it.
         label_efficiency: [arm, baseline]: rows "matching_label_fraction" and "labels_saved", see `label_efficiency`.
         specificity: At which sensitivities are reported, in 0-1.
+        study_names: Arms and groups of the study, some of which may not have been run; see
+            `multiplicity.check_families`. Without a study, a family that holds no difference is refused.
         progress: Called with steps done, steps in all, and what is done.
 
     Raises:
-        ValueError: As `contenders.fields`; for a resampling unit that the predictions do not
-            have, a repeated pair or resampling unit, families that overlap, or settings out of range.
+        ValueError: As `contenders.fields` and `label_efficiency.check_draws`; for a resampling unit that no
+            predictions have, a repeated pair or resampling unit, families that overlap or hold no difference, or
+            settings out of range.
     """
     for name, values in (("pairs", pairs), ("resampling_units", resampling_units)):
         if len(set(values)) != len(values):
             raise ValueError(f"{name}: {len(values)} given, {len(set(values))} different; name each once")
+    if label_efficiency:
+        efficiency.check_draws(runs)
     bootstrap = Bootstrap(num_replicates, alpha, seed, specificity)
     settings = paired.Settings(pairs, bootstrap, max_replicates, families, label_efficiency)
     report = progress or (lambda done, total, detail: None)
@@ -179,6 +196,9 @@ def compare_runs(
     points = [row | {"repeat": str(run.repeat)} for run, rows in measured.items() for row in rows]
     means = _mean_over_repeats(points)
     found = fields(measured, groups)
+    if families:
+        differences = [paired.differences(field, pairs) for field in found]
+        multiplicity.check_families(families, [r for d in differences for rs in d.values() for r in rs], study_names)
     rows = [*points, *means, *_means_of_groups(found, means)]
     rows += _selected_rows(
         found, settings, resampling_units, lambda done, what: report(len(runs) + done, num_steps, what)

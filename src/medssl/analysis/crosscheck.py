@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.analysis.bootstrap import MIN_CLUSTERS
 from medssl.analysis.delong import AucCovariance, auc_covariance, mean_auc_covariance, normal_interval, place
-from medssl.analysis.measures import Measure
+from medssl.analysis.measures import Measure, clusters_counted
 from medssl.analysis.parts import Part
 from medssl.analysis.runs import Row, Run
 
@@ -40,10 +41,13 @@ class DeLong:
         return cls(found)
 
     def fill(self, rows: Sequence[Row], a: int, b: int | None = None, *, alpha: float) -> list[Row]:
-        """The rows of run `a`, or of `a` minus `b`, in the order of the measures, with what DeLong's method gives."""
+        """The rows of run `a`, or of `a` minus `b`, in the order of the measures, with what DeLong's method gives.
+
+        With fewer clusters than an interval by resampling takes there is none either.
+        """
         filled = list(rows)
         for at, covariance in self.found.items():
-            if rows[at]["estimate"] is not None:
+            if rows[at]["estimate"] is not None and clusters_counted(rows[at]) >= MIN_CLUSTERS:
                 interval = normal_interval(covariance, a, b, alpha=alpha)
                 filled[at] = rows[at] | {
                     "delong_low": interval.low,

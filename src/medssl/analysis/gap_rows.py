@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.analysis import gaps
-from medssl.analysis.bootstrap import MAX_LACKING_SHARE
+from medssl.analysis.bootstrap import MAX_LACKING_SHARE, MIN_CLUSTERS
 from medssl.analysis.measures import Bootstrap, primary_row, resampled_as
 from medssl.analysis.partitions import Partition
 from medssl.analysis.permutation import OUTSIDE, p_of_equal_groups
@@ -56,7 +56,7 @@ class Comparable:
     """The groups of a partition whose primary metrics cover what that of the whole set does.
 
     A mean AUC of a group that lacks a class averages over the others, easier or harder ones; it is not comparable. Nor
-    is a group that lacks a class in too many resamples to be told from noise.
+    is a group that lacks a class in too many resamples, or has too few patients, to be told from noise.
 
     Attributes:
         groups: Two or more, by name, or none.
@@ -75,7 +75,14 @@ class Comparable:
 
 def comparable(partition: Partition, groups: Sequence[Group], run: Run, whole: frozenset[str]) -> Comparable:
     """What may be compared of the groups of a partition; `whole` is what is assessed on the whole set."""
-    kept = [group for group in groups if whole and group.assessed == whole and not group.lacks_often]
+    kept = [
+        group
+        for group in groups
+        if whole
+        and group.assessed == whole
+        and not group.lacks_often
+        and primary_row(group.rows[0], run)["n_patients"] >= MIN_CLUSTERS
+    ]
     left_out = ", ".join(group.label for group in groups if group not in kept)
     note = f"left out: {left_out}" if left_out else ""
     if len(kept) < 2:

@@ -1,108 +1,23 @@
 """At which share of the labels an arm is as good as a baseline with all of them.
 
-The arm's metric at each label fraction is a curve, linear between fractions against the logarithm of the fraction. The
-matching fraction is the first at which the curve reaches the baseline's value. It is censored on the left where the
-smallest fraction already does, and on the right where none does: then no number is given, and the reason says which.
+The arm's metric at each label fraction is a curve that reaches the baseline's value somewhere (see `matching`): at a
+fraction, or censored, at the smallest one or below, or above the largest. Then there is no number, and the reason tells
+the bound.
 
-Censored values are carried through resampling as -inf and inf, so that a percentile interval can be open at an end.
-
-Shape suffixes: R replicates, F label fractions.
+Shape suffixes: R replicates, D draws.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medssl.analysis.runs import Row
+from medssl.analysis.matching import LEFT, RIGHT, Matching, labels_saved, matching_fractions, with_interval
+from medssl.analysis.runs import Row, Run
 from medssl.metrics import Floats
 
 MATCHING, SAVED = "matching_label_fraction", "labels_saved"  # as the metrics table names them
 ALL_LABELS = 1.0
-LEFT, RIGHT = -np.inf, np.inf  # of the smallest fraction, and of the largest
-
-
-@dataclass(frozen=True)
-class Matching:
-    """A label fraction, with its interval.
-
-    Attributes:
-        estimate: In 0-1; `LEFT` or `RIGHT` where censored, None where not defined.
-        ci_low: Lower end, `LEFT` where censored; None when withheld.
-        ci_high: Upper end, `RIGHT` where censored; None when withheld.
-        n_replicates: Replicates behind the interval.
-    """
-
-    estimate: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n_replicates: int
-
-
-def matching_fractions(fractions: Sequence[float], curve_RF: Floats, target_R: Floats) -> Floats:
-    """The smallest label fraction at which each curve reaches its target.
-
-    Args:
-        fractions: F label fractions, increasing, in 0-1.
-        curve_RF: The arm's metric; higher is better.
-        target_R: The baseline's metric at all labels.
-
-    Returns:
-        Shape (R,): `LEFT` where the first point reaches the target, `RIGHT` where none does, NaN where the target or a
-        point of the curve is NaN.
-    """
-    reached_RF = curve_RF >= target_R[:, None]
-    first_R = np.argmax(reached_RF, axis=1)
-    rows = np.arange(len(curve_RF))
-    before_R = np.maximum(first_R - 1, 0)
-    below, above = curve_RF[rows, before_R], curve_RF[rows, first_R]
-    rise = np.where(above > below, above - below, 1.0)
-    log_fractions = np.log(np.asarray(fractions))
-    step = log_fractions[first_R] - log_fractions[before_R]
-    found = np.exp(log_fractions[before_R] + (target_R - below) / rise * step)
-    found = np.where(reached_RF.any(axis=1), np.where(reached_RF[:, 0], LEFT, found), RIGHT)
-    missing = np.isnan(target_R) | np.isnan(curve_RF).any(axis=1)
-    matched: Floats = np.where(missing, np.nan, found)
-    return matched
-
-
-def with_interval(estimate: float, draws_R: Floats, *, alpha: float, max_missing: float) -> Matching:
-    """The matching fraction of the full sample with the percentile interval of its replicates.
-
-    Args:
-        estimate: `LEFT` or `RIGHT` where censored.
-        draws_R: Of the replicates; NaN where not defined.
-        alpha: One minus the level, in 0-1.
-        max_missing: Largest share of replicates that may be NaN, above which the interval is withheld.
-    """
-    known = draws_R[~np.isnan(draws_R)]
-    if np.isnan(estimate):
-        return Matching(None, None, None, known.size)
-    if not known.size or draws_R.size - known.size > max_missing * draws_R.size:
-        return Matching(float(estimate), None, None, known.size)
-    low, high = _quantile(known, alpha / 2, up=False), _quantile(known, 1 - alpha / 2, up=True)
-    return Matching(float(estimate), low, high, known.size)
-
-
-def _quantile(values: Floats, share: float, *, up: bool) -> float:
-    """Linear between order statistics, as numpy's; beside a censored one the outer of the two (`up`: the upper)."""
-    ordered = np.sort(values)
-    position = share * (values.size - 1)
-    below, above = ordered[int(np.floor(position))], ordered[int(np.ceil(position))]
-    if np.isfinite(below) and np.isfinite(above):
-        return float(below + (position - np.floor(position)) * (above - below))
-    return float(above if up else below)
-
-
-def labels_saved(matching: Matching) -> Matching:
-    """One minus the matching fraction; the ends change places."""
-    low, high = matching.ci_low, matching.ci_high
-    return replace(
-        matching,
-        estimate=None if matching.estimate is None else 1 - matching.estimate,
-        ci_low=None if high is None else 1 - high,
-        ci_high=None if low is None else 1 - low,
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +40,8 @@ Points = Mapping[tuple[float, int, str], Point]
 def rows(points: Points, pairs: Sequence[tuple[str, str]], *, alpha: float, max_missing: float) -> list[Row]:
     """Matching label fraction and labels saved of each [arm, baseline], on one split with one resampling unit.
 
-    One row a draw, and over several draws their mean, which is censored as soon as one of them is.
+    One row a draw, and over several draws their mean. A censored draw enters the mean as its bound, and the mean is
+    censored too: null, with the bound in words.
 
     Args:
         points: Of all arms, label fractions and draws.
@@ -136,29 +52,92 @@ def rows(points: Points, pairs: Sequence[tuple[str, str]], *, alpha: float, max_
     found: list[Row] = []
     for arm, baseline in pairs:
         target = points.get((ALL_LABELS, 0, baseline))
-        of_draw = {}
+        of_draw: dict[int, _Draw] = {}
         for draw in sorted({draw for _, draw, name in points if name == arm and len(_curve(points, arm, draw)) > 1}):
             curve = _curve(points, arm, draw)
             if target is not None and all(p.row["estimate"] is not None for p in (target, *curve.values())):
-                of_draw[draw] = _matched(curve, target)
+                of_draw[draw] = _Draw(_matched(curve, target), (min(curve), max(curve)), _why_withheld(curve, target))
         if target is None or not of_draw:
             found += _not_evaluable(points, arm, baseline)
             continue
-        fractions = sorted({fraction for fraction, _, name in points if name == arm})
         note = f"{baseline} with all labels: {target.row['estimate']:.4f}"
         named = target.row | _names(arm, baseline)
-        ends = (fractions[0], fractions[-1])
-        for draw, draws in of_draw.items():
-            matching = with_interval(draws[0], draws[1:], alpha=alpha, max_missing=max_missing)
-            found += _rows_of(named | {"draw": draw}, matching, ends, note)
+        for number, one in of_draw.items():
+            matching = with_interval(one.matched_R[0], one.matched_R[1:], alpha=alpha, max_missing=max_missing)
+            bounds = one.at_least(matching), one.at_most(matching)
+            found += _rows_of(named | {"draw": number}, *bounds, note, one.why_withheld)
         if len(of_draw) > 1:
-            num = min(map(len, of_draw.values()))
-            # A draw that is censored makes the mean so; one on either side leaves it undefined.
-            with np.errstate(invalid="ignore"):
-                mean = np.mean([draws[:num] for draws in of_draw.values()], axis=0)
-            matching = with_interval(mean[0], mean[1:], alpha=alpha, max_missing=max_missing)
-            found += _rows_of(named | {"repeat": "mean"}, matching, ends, f"mean over {len(of_draw)} draws; {note}")
+            mean = _mean(list(of_draw.values()), alpha=alpha, max_missing=max_missing)
+            num_censored = sum(bool(np.isinf(one.matched_R[0])) for one in of_draw.values())
+            note = f"{num_censored} of them censored; {note}" if num_censored else note
+            note = f"mean over {len(of_draw)} draws; {note}"
+            why = "; ".join(dict.fromkeys(one.why_withheld for one in of_draw.values()))
+            found += _rows_of(named | {"repeat": "mean"}, *mean, note, why)
     return found
+
+
+def check_draws(runs: Iterable[Run]) -> None:
+    """Refuse several draws of all labels, which are one set of patients.
+
+    Raises:
+        ValueError: Says how to number them.
+    """
+    if numbers := sorted({run.draw for run in runs if run.label_fraction == ALL_LABELS} - {0}):
+        raise ValueError(
+            f"predictions: draws {numbers[:5]} at label fraction 1; all labels are one set of patients, so label "
+            "efficiency takes draw 0 there: number models that differ by their seed as repeats"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """Where the curve of one draw reaches its target.
+
+    Attributes:
+        matched_R: On the full sample, then in each replicate.
+        ends: The smallest and the largest label fraction of the curve.
+        why_withheld: Why there is no interval, should there be none.
+    """
+
+    matched_R: Floats
+    ends: tuple[float, float]
+    why_withheld: str
+
+    def at_least(self, found: Matching) -> Matching:
+        """What is surely not above: 0 for `LEFT`, and the largest fraction for `RIGHT`."""
+        return _carried(found, 0.0, self.ends[1])
+
+    def at_most(self, found: Matching) -> Matching:
+        """What is surely not below: the smallest fraction for `LEFT`, and no number for `RIGHT`."""
+        return _carried(found, self.ends[0], np.inf)
+
+
+def _carried(found: Matching, left: float, right: float) -> Matching:
+    """What is censored on the left and on the right replaced by numbers."""
+    values = {name: getattr(found, name) for name in ("estimate", "ci_low", "ci_high")}
+    place = {LEFT: left, RIGHT: right}
+    return replace(found, **{name: place.get(value, value) for name, value in values.items()})
+
+
+def _mean(draws: Sequence[_Draw], *, alpha: float, max_missing: float) -> tuple[Matching, Matching]:
+    """What the mean over draws is at least, and at most, with the ends of their intervals."""
+    num = min(draw.matched_R.size for draw in draws)
+    found = []
+    for lefts, rights in (
+        (np.zeros(len(draws)), [draw.ends[1] for draw in draws]),
+        ([draw.ends[0] for draw in draws], np.full(len(draws), np.inf)),
+    ):
+        matched_DR = np.stack([draw.matched_R[:num] for draw in draws])
+        matched_DR = np.where(matched_DR == RIGHT, np.array(rights)[:, None], matched_DR)
+        mean_R = np.where(matched_DR == LEFT, np.array(lefts)[:, None], matched_DR).mean(axis=0)
+        found.append(with_interval(mean_R[0], mean_R[1:], alpha=alpha, max_missing=max_missing))
+    return found[0], found[1]
+
+
+def _why_withheld(curve: Mapping[float, Point], target: Point) -> str:
+    """Why replicates cannot give an interval: what withholds one of the metric itself, or of the curve."""
+    reasons: list[str] = [p.row["reason"] for p in (*curve.values(), target) if p.row["status"] == "interval_withheld"]
+    return (reasons or ["too few replicates in which every label fraction is evaluable"])[0]
 
 
 def _curve(points: Points, arm: str, draw: int) -> dict[float, Point]:
@@ -177,41 +156,41 @@ def _matched(curve: Mapping[float, Point], target: Point) -> Floats:
     return matching_fractions(list(curve), np.column_stack(columns[:-1]), columns[-1])
 
 
-def _rows_of(named: Row, matching: Matching, ends: tuple[float, float], note: str) -> list[Row]:
-    """The two rows of one matching fraction; what is censored is null, and told."""
-    smallest, largest = ends
-    saved_ends = (f"{1 - smallest:g} or more", f"less than {1 - largest:g}")
+def _rows_of(named: Row, at_least: Matching, at_most: Matching, note: str, why_withheld: str) -> list[Row]:
+    """The two rows of one matching fraction; what is censored is null, and its bound told."""
+    saved = labels_saved(at_most), labels_saved(at_least)
     return [
-        _row(named | {"metric": MATCHING}, matching, (f"{smallest:g} or less", f"more than {largest:g}"), note),
-        _row(named | {"metric": SAVED}, labels_saved(matching), saved_ends, note),
+        _row(named | {"metric": MATCHING}, at_least, at_most, note, why_withheld),
+        _row(named | {"metric": SAVED}, *saved, note, why_withheld),
     ]
 
 
-def _row(named: Row, found: Matching, bounds: tuple[str, str], note: str) -> Row:
-    """One row; `bounds` are the words for what is censored on the left and on the right."""
-    sign = 1 if named["metric"] == MATCHING else -1
-    values = {"estimate": found.estimate, "ci_low": found.ci_low, "ci_high": found.ci_high}
-    told = []
-    for name, words in zip(values, ("censored", "lower end", "upper end"), strict=True):
-        value = values[name]
-        if value is not None and np.isinf(value):
-            told.append(f"{words}: {bounds[int(sign * value > 0)]}")
-            values[name] = None
-    is_withheld = found.ci_low is None
-    if found.estimate is None:
-        told.append("some draws are censored on the left and others on the right")
-    elif is_withheld:
-        told.append("too few replicates in which every label fraction is evaluable")
-    status = "interval_withheld" if is_withheld else "ok"
+def _row(named: Row, at_least: Matching, at_most: Matching, note: str, why_withheld: str) -> Row:
+    """One row: numbers where both bounds are the same, else the bound in words that says something."""
+    values, told = {}, []
+    for name, words in (("estimate", "censored"), ("ci_low", "lower end"), ("ci_high", "upper end")):
+        low, high = getattr(at_least, name), getattr(at_most, name)
+        values[name] = low if low == high else None
+        if low != high:
+            told.append(f"{words}: {_bound(named['metric'], low, high)}")
+    is_withheld = at_least.ci_low is None
+    status = "interval_withheld" if is_withheld else "censored" if told else "ok"
     return {
         **named,
         **values,
         **dict.fromkeys(("std", "p", "p_adjusted", "p_fdr", "delong_low", "delong_high", "delong_p")),
         "k": None,
-        "n_replicates": found.n_replicates,
-        "status": "censored" if told and not (is_withheld and found.estimate is not None) else status,
-        "reason": "; ".join([*told, note]),
+        "n_replicates": at_least.n_replicates,
+        "status": status,
+        "reason": "; ".join([*told, *([why_withheld] if is_withheld else []), note]),
     }
+
+
+def _bound(metric: str, low: float, high: float) -> str:
+    """A fraction of which the smallest one bounds it from above, or the largest one from below; what is saved turns."""
+    if metric == MATCHING:
+        return f"{high:g} or less" if np.isfinite(high) else f"more than {low:g}"
+    return f"{low:g} or more" if np.isfinite(low) else f"less than {high:g}"
 
 
 def _names(arm: str, baseline: str) -> Row:
@@ -230,6 +209,6 @@ def _not_evaluable(points: Points, arm: str, baseline: str) -> list[Row]:
     row = points[max(points)].row | _names(arm, baseline)
     undefined = Matching(None, None, None, 0)
     return [
-        _row(row | {"metric": metric}, undefined, ("", ""), "") | {"status": "not_evaluable", "reason": reason}
+        _row(row | {"metric": metric}, undefined, undefined, "", "") | {"status": "not_evaluable", "reason": reason}
         for metric in (MATCHING, SAVED)
     ]

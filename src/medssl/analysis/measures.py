@@ -5,8 +5,7 @@ the full sample cannot disagree about what a row means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from medssl import metrics
 from medssl.analysis import calibration
-from medssl.analysis.bootstrap import Interval, Replicates, paired_bootstrap
+from medssl.analysis.bootstrap import MIN_CLUSTERS, Interval, Replicates, paired_bootstrap
 from medssl.analysis.parts import (
     Part,
     at_specificity,
@@ -24,8 +23,9 @@ from medssl.analysis.parts import (
     resampled,
     shares,
     terms_of,
+    undefined_shares,
 )
-from medssl.analysis.quantities import AUC, RANKED
+from medssl.analysis.quantities import RANKED
 from medssl.analysis.runs import ROW_KEY, Row, Run
 from medssl.config import SPECIFICITY
 from medssl.metrics import OTHER, PRIMARY, TOP_K
@@ -134,28 +134,26 @@ class Bootstrap:
     def replicates(self, runs: Sequence[Run], resampling_unit: str) -> Replicates:
         """The quantities of the runs on common resamples of patients, or else of their units."""
         first = runs[0]
-        clusters = first.patients if resampling_unit == "patient" else np.arange(first.units.size)
-        draw = partial(paired_bootstrap, num_replicates=self.num_replicates, seed=self.seed)
-        replicates = draw(
+        named = [first.classes.index(name) for name in metrics.named(first.classes)]
+        replicates = paired_bootstrap(
             first.y_true,
             np.stack([run.y_score for run in runs]),
-            clusters,
+            first.patients if resampling_unit == "patient" else np.arange(first.units.size),
+            num_replicates=self.num_replicates,
+            seed=self.seed,
             ranked=RANKED,
             specificity=self.specificity,
             hits=np.stack([hits(run) for run in runs]),
             calibration=calibrated(runs),
+            pooled=named if first.unit_kind == "case" else None,
         )
-        if first.unit_kind != "case":
-            return replicates
-        # Each case once for each condition. Equal clusters and seed make equal resamples.
-        named = [first.classes.index(name) for name in metrics.named(first.classes)]
-        scores = np.stack([run.y_score[:, named].reshape(-1, 1) for run in runs])
-        micro = draw(first.y_true[:, named].reshape(-1, 1), scores, np.repeat(clusters, len(named)), ranked=(AUC,))
-        return replace(
-            replicates,
-            estimates=np.concatenate([replicates.estimates, micro.estimates], axis=1),
-            values=np.concatenate([replicates.values, micro.values], axis=2),
-        )
+        # Shares count the same units in all models, but what one model leaves undefined another may define.
+        for m, run in enumerate(runs):
+            undefined = undefined_shares(run)
+            places = [q for q, part in enumerate(resampled(run, self.specificity)) if part in undefined]
+            replicates.estimates[m, places] = np.nan
+            replicates.values[:, m, places] = np.nan
+        return replicates
 
     def intervals(self, replicates: Replicates, run: Run, a: int, b: int | None = None) -> list[Interval]:
         """Intervals of the rows of model `a`, or of `a` minus `b`, in the order of `measures`."""
@@ -177,11 +175,26 @@ def resampled_as(run: Run, resampling_unit: str) -> str:
     return run.group_kind if resampling_unit == "patient" else resampling_unit
 
 
+def clusters_counted(row: Row) -> int:
+    """How many of what a row's interval resamples count towards its metric."""
+    counted: int = row["n_units" if row["resampling_unit"] in PRIMARY else "n_patients"]
+    return counted
+
+
 def with_interval(row: Row, interval: Interval, resampled: str) -> Row:
-    """The row with its interval over what was resampled, or with why there is none."""
+    """The row with its interval over what was resampled, or with why there is none.
+
+    Args:
+        row: What counts towards its metric are `clusters_counted`.
+        interval: Of the row; withheld where fewer than `MIN_CLUSTERS` count.
+        resampled: Of `resampled_as`.
+    """
     row = row | {"resampling_unit": resampled}
     if row["estimate"] is None:
         return row
+    if (counted := clusters_counted(row)) < MIN_CLUSTERS:
+        told = f"{counted} {resampled}s count, an interval takes at least {MIN_CLUSTERS}"
+        return row | {"status": "interval_withheld", "reason": "; ".join(filter(None, (row["reason"], told)))}
     return row | {
         "ci_low": interval.ci_low,
         "ci_high": interval.ci_high,
@@ -202,15 +215,18 @@ def reliability_rows(run: Run) -> list[Row]:
 
     Of images one curve a finding, of cases that of the class with the highest score.
     """
-    curves = {name: (run.y_true[:, c], run.y_score[:, c]) for c, name in enumerate(run.classes)}
+    curves = {
+        name: (run.y_true[:, c], run.y_score[:, c])
+        for c, name in enumerate(run.classes)
+        if calibration.are_probabilities(run.y_score[:, c])
+    }
     if run.unit_kind == "case":
-        curves = {"": calibration.top_label(run.y_true, run.y_score)}
+        usable = calibration.are_distributions(run.y_score)
+        curves = {"": calibration.top_label(run.y_true, run.y_score)} if usable else {}
     names = {name: getattr(run, name) for name in ("dataset", "split", "arm_id", "label_fraction", "draw")}
     edges = calibration.edges()
     rows = []
     for class_name, (y_true, y_score) in curves.items():
-        if not calibration.are_probabilities(y_score):
-            continue
         curve = calibration.reliability(y_true, y_score)
         for b, count in enumerate(curve.n_units.tolist()):
             rows.append(

@@ -5,7 +5,7 @@ most; one that belongs to none has no adjusted p value.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from medssl.config import FamilyConfig
@@ -84,11 +84,19 @@ def family_of(row: Mapping[str, Any], families: Sequence[FamilyConfig]) -> str:
     return names[0] if names else ""
 
 
-def check_names(families: Sequence[FamilyConfig], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a family that names a metric in which nothing is compared: it would silently adjust nothing.
+def check_families(
+    families: Sequence[FamilyConfig], rows: Sequence[Mapping[str, Any]], study_names: Collection[str]
+) -> None:
+    """Refuse a family that would silently adjust nothing: of a metric in which nothing is compared, or of no rows.
+
+    Args:
+        families: As declared.
+        rows: Of all differences.
+        study_names: Arms and groups of the study. A family of these alone may be without rows, since some of them were
+            not run; see `idle_families`.
 
     Raises:
-        ValueError: Names the metrics that there are.
+        ValueError: Names what there is.
     """
     known = {metric_name(row) for row in rows}
     for family in families:
@@ -96,3 +104,36 @@ def check_names(families: Sequence[FamilyConfig], rows: Sequence[Mapping[str, An
             raise ValueError(
                 f"compare.families: {family.name}: metrics {unknown} are not compared; possible: {sorted(known)}"
             )
+        arms = {name for pair in family.pairs for name in pair}
+        excused = bool(study_names) and arms <= set(study_names)
+        if not excused and not any(covers(family, row) for row in rows):
+            raise ValueError(
+                f'compare.families: "{family.name}" holds none of the {len(rows)} differences of the table'
+                f"{_there_is(rows)}"
+            )
+
+
+def _there_is(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What differences there are, at most five of each kind."""
+    found = {
+        "pairs": {(row["arm_a"], row["arm_b"]) for row in rows},
+        "label fractions": {row["label_fraction"] for row in rows},
+        "datasets": {row["dataset"] for row in rows},
+        "splits": {row["split"] for row in rows},
+    }
+    listed = (
+        f"{name} {[list(v) if isinstance(v, tuple) else v for v in sorted(values)[:5]]}"
+        + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+        for name, values in found.items()
+    )
+    return f"; there are {', '.join(listed)}" if rows else ""
+
+
+def idle_families(families: Sequence[FamilyConfig], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence on each family in which no difference was adjusted; `rows` are those of the metrics table."""
+    used = {row["family"] for row in rows}
+    return [
+        f'family "{family.name}" adjusts nothing: no difference that it holds has a p value'
+        for family in families
+        if family.name not in used
+    ]

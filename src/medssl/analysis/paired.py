@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.analysis import multiplicity
-from medssl.analysis.bootstrap import MAX_LACKING_SHARE, Replicates
+from medssl.analysis.bootstrap import Interval, Replicates
 from medssl.analysis.contenders import Field
 from medssl.analysis.crosscheck import DeLong
 from medssl.analysis.label_efficiency import Point
@@ -40,7 +40,16 @@ def _difference(row_a: Row, row_b: Row) -> Row:
     row = row_a | {"arm_b": row_b["arm_a"], "reason": "; ".join(filter(None, parts))}
     if undefined is not None:
         return row | {"estimate": None, "status": undefined["status"], "reason": undefined["reason"]}
-    return row | {"estimate": row_a["estimate"] - row_b["estimate"]}
+    status = "partial" if "partial" in (row_a["status"], row_b["status"]) else row_a["status"]
+    return row | {"estimate": row_a["estimate"] - row_b["estimate"], "status": status}
+
+
+def _over_common_classes(row: Row, interval: Interval) -> Row:
+    """A difference over the classes that both models define, as its interval is; each alone may define more."""
+    if row["estimate"] is None or interval.estimate is not None:
+        return row if row["estimate"] is None else row | {"estimate": interval.estimate}
+    reason = "; ".join(filter(None, (row["reason"], "no class is evaluable for both")))
+    return row | {"estimate": None, "status": "not_evaluable", "reason": reason}
 
 
 def differences(field: Field, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Row]]:
@@ -102,6 +111,8 @@ def compare_field(
     def finished(rows: Sequence[Row], *names: str) -> list[Row]:
         places = [field.place(name) for name in names]
         intervals = bootstrap.intervals(replicates, field.first, *places)
+        if len(names) == 2:
+            rows = [_over_common_classes(*pair) for pair in zip(rows, intervals, strict=True)]
         resampled_rows = [
             with_interval(row, interval, resampled) for row, interval in zip(rows, intervals, strict=True)
         ]
@@ -130,11 +141,15 @@ def families_of(field: Field, settings: Settings) -> dict[Pair, list[Family | No
 def enough_replicates(
     families: Iterable[Sequence[Family | None]], sizes: Mapping[Family, int], settings: Settings
 ) -> Bootstrap:
-    """The bootstrap with the replicates that the largest family of a field takes, within the study's limit."""
-    largest = max((sizes[family] for of_pair in families for family in of_pair if family), default=0)
+    """The bootstrap with the replicates that the largest family of a field takes, of those within the study's limit.
+
+    More replicates would not help a family beyond the limit: it is not resolvable with any number allowed.
+    """
     bootstrap = settings.bootstrap
-    needed = max(bootstrap.num_replicates, multiplicity.required_replicates(largest, bootstrap.alpha))
-    return replace(bootstrap, num_replicates=min(needed, max(settings.max_replicates, bootstrap.num_replicates)))
+    here = {family for of_pair in families for family in of_pair if family}
+    needed = [multiplicity.required_replicates(sizes[family], bootstrap.alpha) for family in here]
+    allowed = [bootstrap.num_replicates, *(number for number in needed if number <= settings.max_replicates)]
+    return replace(bootstrap, num_replicates=max(allowed))
 
 
 def _points(
@@ -151,7 +166,7 @@ def _points(
         draws_R = np.divide(
             np.nansum(defined, axis=1), counted_R, out=np.full(len(defined), np.nan), where=counted_R > 0
         )
-        if np.mean(counted_R < defined.shape[1]) > MAX_LACKING_SHARE:
+        if rows[at]["status"] == "interval_withheld":
             draws_R[:] = np.nan
         points[field.first.label_fraction, field.first.draw, name] = Point(rows[at], draws_R)
     return points

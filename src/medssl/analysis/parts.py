@@ -64,9 +64,10 @@ def calibrated(runs: Sequence[Run]) -> Calibration:
     truths, scores = [], []
     for run in runs:
         y_true, y_score = run.y_true, run.y_score
-        if run.unit_kind == "case":
-            y_true, y_score = (column[:, None] for column in calibration.top_label(y_true, y_score))
         usable = [calibration.are_probabilities(column) for column in y_score.T]
+        if run.unit_kind == "case":
+            usable = [calibration.are_distributions(y_score)]
+            y_true, y_score = (column[:, None] for column in calibration.top_label(y_true, y_score))
         truths.append(np.where(usable, y_true, np.nan))
         scores.append(np.where(usable, y_score, 0.0))
     return Calibration(np.stack(truths), np.stack(scores))
@@ -80,6 +81,14 @@ def shares(run: Run) -> list[Part]:
         found += [Part("top_k_accuracy", k, None) for k in TOP_K]
         found += [Part("top_k_sensitivity", k, c) for k in TOP_K for c in columns]
         found.append(Part("multiclass_brier", None, None))
+    return found
+
+
+def undefined_shares(run: Run) -> set[Part]:
+    """The shares that mean nothing for a run, since its scores are no probabilities."""
+    found = {Part("brier", None, c) for c, y in enumerate(run.y_score.T) if not calibration.are_probabilities(y)}
+    if run.unit_kind == "case" and not calibration.are_distributions(run.y_score):
+        found.add(Part("multiclass_brier", None, None))
     return found
 
 
@@ -122,5 +131,5 @@ def _evaluations_of_cases(run: Run) -> dict[Part, Evaluation]:
     found[Part("micro_auc", None, None)] = metrics.evaluate_auc(y_true[:, named].ravel(), y_score[:, named].ravel())
     terms = calibration.multiclass_brier_terms(y_true, y_score)
     found[Part("multiclass_brier", None, None)] = calibration.brier(terms, y_score)
-    found[Part("top_label_ece", None, None)] = calibration.calibration_error(*calibration.top_label(y_true, y_score))
+    found[Part("top_label_ece", None, None)] = calibration.top_label_error(y_true, y_score)
     return found

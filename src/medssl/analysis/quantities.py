@@ -33,12 +33,14 @@ class Quantities:
         num_classes: C.
         num_shares: S.
         num_calibrated: E.
+        has_pooled: Whether the AUC of several classes ranked together comes last.
     """
 
     ranked: tuple[str, ...]
     num_classes: int
     num_shares: int
     num_calibrated: int
+    has_pooled: bool = False
 
     def place(self, ranked: str, c: int) -> int:
         """Of a ranked quantity of class `c`."""
@@ -52,8 +54,13 @@ class Quantities:
         """Place of calibration error `e`."""
         return self.share(self.num_shares) + e
 
-    def __len__(self) -> int:
+    @property
+    def pooled(self) -> int:
+        """Place of the AUC of several classes ranked together."""
         return self.calibration_error(self.num_calibrated)
+
+    def __len__(self) -> int:
+        return self.pooled + self.has_pooled
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +100,23 @@ def ranked_fills(
                     yield partial(_fill_average_precision, at, code_K, end_G)
                 else:
                     yield partial(_fill_sensitivity, at, code_K, end_G, specificity)
+
+
+def pooled_fills(
+    order: Quantities,
+    y_true_NC: Floats,
+    y_score_MNC: Floats,
+    cluster_N: NDArray[np.int32],
+    pooled: Sequence[int] | None,
+) -> Iterator[Fill]:
+    """For each model what fills the AUC of some classes ranked together: each unit once for each of them."""
+    if pooled is None:
+        return
+    y_true_K = y_true_NC[:, pooled].ravel()
+    cluster_K = np.repeat(cluster_N, len(pooled))
+    for m, y_score_NC in enumerate(y_score_MNC):
+        code_K, end_G = _rank(y_true_K, y_score_NC[:, pooled].ravel(), cluster_K)
+        yield partial(_fill_auc, (m, order.pooled), code_K, *_ties(code_K, end_G))
 
 
 def _rank(

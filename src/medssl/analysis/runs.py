@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medssl.metrics import PRIMARY
+from medssl.schema import EXTERNAL, SPLITS
 
 Row = dict[str, Any]
 
@@ -32,6 +33,9 @@ _WHOLE_COLUMNS = (
 )
 # Predictions are the study's own, or a table that another program wrote.
 _REMEDY = "correct the table, or re-run predict if the study made it"
+# Squares of larger scores, summed over units, could leave the range of numbers.
+_MAX_SCORE = 1e100
+_MAX_EXAMPLES = 5  # in a message
 # What patient_id stands for; a finer unit where the set names no patient.
 GROUP_KINDS = ("patient", "lesion", "image")
 # The first twelve columns of a metrics row are its key.
@@ -126,19 +130,38 @@ def _check_table(table: pa.Table) -> None:
     for name, known in (("unit_kind", tuple(PRIMARY)), ("group_kind", GROUP_KINDS)):
         if wrong := len(set(table[name].unique().to_pylist()) - set(known)):
             raise ValueError(f"predictions: {wrong} values of {name} are unknown, expected one of {list(known)}")
+    _check_splits_and_fractions(table)
     for name in ("study_id", "dataset_digest", "unit_kind", "group_kind"):
         pairs = table.select(["dataset", name]).group_by(["dataset", name]).aggregate([])
         if len(pairs) != len(pairs["dataset"].unique()):
             raise ValueError(f"predictions: a data set has several values of {name}; compare one at a time")
 
 
+def _check_splits_and_fractions(table: pa.Table) -> None:
+    splits: set[Any] = set(table["split"].unique().to_pylist())
+    known = (*SPLITS, EXTERNAL)
+    if unknown := sorted(splits - set(known)):
+        # Many are no splits at all; a column of something else may name patients.
+        named = f": {unknown}" if len(unknown) <= _MAX_EXAMPLES else ""
+        raise ValueError(
+            f"predictions: {len(unknown)} values of split are unknown{named}; expected one of {list(known)}: {_REMEDY}"
+        )
+    fractions: list[Any] = table["label_fraction"].unique().to_pylist()
+    if wrong := [value for value in fractions if not 0 < value <= 1]:
+        raise ValueError(
+            f"predictions: {len(wrong)} values of label_fraction are not above 0 and up to 1, such as "
+            f"{sorted(wrong)[:_MAX_EXAMPLES]}; divide percentages by 100, and write 1 for all labels"
+        )
+
+
 def read_runs(predictions: pa.Table) -> list[Run]:
     """Sort the predictions into runs, in the order of their keys.
 
     Raises:
-        ValueError: On missing columns or values, scores that are not finite, truths other than 0, 1 and null,
-            a unit predicted twice or not for every class, a case with a truth that holds no condition or is known
-            in part, and runs on one split that cover different units or disagree on the truth.
+        ValueError: On missing columns or values, unknown splits, label fractions outside 0-1, scores that are not
+            finite or too large to sum, truths other than 0, 1 and null, a unit predicted twice or not for every class,
+            a case with a truth that holds no condition or is known in part, and runs on one split that cover different
+            units or disagree on the truth.
     """
     _check_table(predictions)
     if not len(predictions):
@@ -169,10 +192,12 @@ def _truths_and_scores(predictions: pa.Table) -> tuple[NDArray[np.float64], NDAr
     y_true = predictions["y_true"].cast(pa.float64()).to_numpy()
     y_score = predictions["y_score"].to_numpy()
     bad_scores = np.count_nonzero(~np.isfinite(y_score))
+    large_scores = np.count_nonzero(np.abs(y_score) > _MAX_SCORE) - np.count_nonzero(np.isinf(y_score))
     bad_truths = np.count_nonzero(~np.isin(y_true, (0, 1)) & ~np.isnan(y_true))
-    if bad_scores or bad_truths:
+    if bad_scores or large_scores or bad_truths:
         raise ValueError(
-            f"predictions: {bad_scores} scores are not finite, {bad_truths} truths are not 0, 1 or null; {_REMEDY}"
+            f"predictions: {bad_scores} scores are not finite and {large_scores} beyond {_MAX_SCORE:g} in size, "
+            f"{bad_truths} truths are not 0, 1 or null; {_REMEDY}"
         )
     return y_true, y_score
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from medssl.analysis.bootstrap import Replicates
+from medssl.analysis.bootstrap import Interval, Replicates
 from medssl.analysis.measures import Bootstrap, Measure, measure, measures, resampled_as, with_interval
 from medssl.analysis.runs import Row, Run
-from medssl.metrics import PRIMARY
+from medssl.metrics import PRIMARY, Floats
 from medssl.schema import EXTERNAL
 
 TEST = "test"
@@ -85,11 +85,13 @@ def _rows(
     resampled = resampled_as(externals[0], "patient")
     rows = []
     for a, b in [*((m, absent) for m in place.values()), *pairs]:
+        models = [a] if b == absent else [a, b]
         intervals = settings.intervals(drop, tests[0], a, b)
-        for item, interval, *sides in zip(items, intervals, *measured[a], strict=True):
-            row = _drop_row(item, items, drop, a, sides) | {"arm_a": names[a], "estimate": interval.estimate}
-            row |= {"arm_b": names[b]} if b != absent else {}
-            rows.append(with_interval(row, interval, resampled))
+        for i, (item, interval) in enumerate(zip(items, intervals, strict=True)):
+            sides = [of_run[i] for m in models for of_run in measured[m]]
+            row = _drop_row(item, items, drop.estimates[models], sides) | {"estimate": interval.estimate}
+            row |= dict(zip(("arm_a", "arm_b"), (names[m] for m in models), strict=False))
+            rows.append(_with_interval(row, interval, resampled, sides))
     return rows
 
 
@@ -115,15 +117,30 @@ def _differences(tests: Sequence[Run], externals: Sequence[Run], settings: Boots
     )
 
 
-def _drop_row(item: Measure, items: Sequence[Measure], drop: Replicates, model: int, sides: Sequence[Row]) -> Row:
-    """The row of one metric without its estimate; what a mean leaves out, or why nothing is left, is said."""
+def _with_interval(row: Row, interval: Interval, resampled: str, sides: Sequence[Row]) -> Row:
+    """The row of a drop with its interval, for which both sets need enough patients."""
+    fewest = min(sides, key=lambda side: side["n_patients"])
+    narrow = with_interval(row | {"n_patients": fewest["n_patients"]}, interval, resampled)
+    return narrow | {"n_patients": row["n_patients"]}
+
+
+def _drop_row(item: Measure, items: Sequence[Measure], estimates_MQ: Floats, sides: Sequence[Row]) -> Row:
+    """The row of one metric without its estimate; what a mean leaves out, or why nothing is left, is said.
+
+    Args:
+        item: The metric.
+        items: All metrics, which tell the classes of quantities.
+        estimates_MQ: The drop of each quantity for the model, or the two models compared; NaN where either set does
+            not define it.
+        sides: The rows of the metric on the test split and on the external set, model after model.
+    """
     class_of = {other.quantities[0]: other.class_name for other in items if other.class_name}
-    defined = {q: not np.isnan(drop.estimates[model, q]) for q in item.quantities}
+    defined = {q: not np.isnan(estimates_MQ[:, q]).any() for q in item.quantities}
     left_out = [class_of.get(q, "") for q, is_defined in defined.items() if not is_defined]
     external = sides[1]
     row = external | {"metric": f"{item.metric}_drop", "repeat": "selected"}
     if not any(defined.values()):
-        reasons = (f"{side['dataset']}: {side['reason']}" for side in sides if side["status"] != "ok")
+        reasons = dict.fromkeys(f"{side['dataset']}: {side['reason']}" for side in sides if side["status"] != "ok")
         return row | {"status": "not_evaluable", "reason": "; ".join(reasons)}
     note = f"not evaluable on both sets: {', '.join(left_out)}" if left_out else ""
     return row | {"status": "partial" if left_out else "ok", "reason": note}

@@ -1,7 +1,7 @@
 """The analysis stages, in pipeline order: right of the predictions there is no image and no torch."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ def compare(
     import pyarrow as pa
 
     from medssl.analysis import arms as arm_table
+    from medssl.analysis import multiplicity
     from medssl.progress import Progress
 
     artifacts = {str(a.summary["name"]): a for a in (store.open(uri, kind="predictions") for uri in predictions_uris)}
@@ -62,8 +63,13 @@ def compare(
             )
             bar = Progress("compare", 1, unit="cells")
             paths = (step.folder / layout.METRICS, step.folder / layout.CALIBRATION)
-            rows = write_comparison(predictions, config, *paths, groups=arm_groups(arms), progress=bar.of)
-            step.finish("comparison", {"num_predictions": predictions.num_rows}, headline_metrics(rows))
+            groups = arm_groups(arms)
+            names = {*(arm.name for arm in arms), *groups}
+            rows = write_comparison(predictions, config, *paths, groups=groups, study_names=names, progress=bar.of)
+            summary: dict[str, Any] = {"num_predictions": predictions.num_rows}
+            if notes := multiplicity.idle_families(config.families, rows):
+                summary["notes"] = notes
+            step.finish("comparison", summary, headline_metrics(rows))
     return step.result
 
 
@@ -74,20 +80,67 @@ def write_comparison(
     curves_path: Path,
     *,
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    study_names: Collection[str] = (),
+    subgroups: SubgroupConfig | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write the metrics of a table of predictions, and its reliability curves; returns the metrics."""
+    """Write the metrics of a table of predictions, and its reliability curves; returns the metrics.
+
+    Args:
+        predictions: The predictions table.
+        config: What is compared.
+        metrics_path: Of the metrics.
+        curves_path: Of the reliability curves.
+        groups: Name to arms that are variants of one method.
+        study_names: As `compare.compare_runs`.
+        subgroups: Also the metrics of subgroups, in the same table.
+        progress: Called with steps done, steps in all, and what is done.
+
+    Raises:
+        ValueError: The predictions cannot be compared in this way.
+    """
     import pyarrow as pa
 
     from medssl.analysis import compare
     from medssl.analysis.runs import read_runs
 
     runs = read_runs(predictions)
-    rows = compare.compare_runs(runs, **dict(config), groups=groups, progress=progress)
+    rows = compare.compare_runs(runs, **dict(config), groups=groups, study_names=study_names, progress=progress)
+    if subgroups is not None:
+        settings: dict[str, Any] = {"arm_pairs": config.pairs, "groups": groups, "specificity": config.specificity}
+        rows += _subgroup_rows(predictions, subgroups, **settings, progress=progress)
     schema.write(pa.Table.from_pylist(rows, schema=schema.METRICS.columns), schema.METRICS, metrics_path)
     curves = pa.Table.from_pylist(compare.reliability_curves(runs), schema=schema.CALIBRATION.columns)
     schema.write(curves, schema.CALIBRATION, curves_path)
     return rows
+
+
+def _subgroup_rows(
+    predictions: "pa.Table",
+    config: SubgroupConfig,
+    *,
+    arm_pairs: Sequence[tuple[str, str]],
+    groups: Mapping[str, Sequence[str]],
+    specificity: float,
+    progress: Callable[[int, int, str], None] | None,
+) -> list[dict[str, Any]]:
+    from medssl.analysis import subgroups
+
+    return subgroups.analyze(
+        predictions,
+        by=config.by,
+        age_edges=config.age_edges,
+        skin_type_groups=config.skin_type_groups,
+        min_patients=config.min_patients,
+        num_replicates=config.num_replicates,
+        alpha=config.alpha,
+        seed=config.seed,
+        attribute_pairs=config.attribute_pairs,
+        arm_pairs=arm_pairs,
+        arm_groups=groups,
+        specificity=specificity,
+        progress=progress,
+    )
 
 
 def analyze_subgroups(
@@ -103,7 +156,6 @@ def analyze_subgroups(
     """Score the selected models within each subgroup, and their drop on external sets."""
     import pyarrow as pa
 
-    from medssl.analysis import subgroups
     from medssl.progress import Progress
 
     comparison = store.open(comparison_uri, kind="comparison")
@@ -121,20 +173,9 @@ def analyze_subgroups(
     ) as step:
         if step.made is None:
             bar = Progress("analyze_subgroups", 1, unit="cells")
-            rows = subgroups.analyze(
-                schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS),
-                by=config.by,
-                age_edges=config.age_edges,
-                skin_type_groups=config.skin_type_groups,
-                min_patients=config.min_patients,
-                num_replicates=config.num_replicates,
-                alpha=config.alpha,
-                seed=config.seed,
-                attribute_pairs=config.attribute_pairs,
-                arm_pairs=arm_pairs,
-                arm_groups=groups,
-                specificity=specificity,
-                progress=bar.of,
+            predictions = schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS)
+            rows = _subgroup_rows(
+                predictions, config, arm_pairs=arm_pairs, groups=groups, specificity=specificity, progress=bar.of
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
             schema.write(metrics, schema.METRICS, step.folder / layout.METRICS)
