@@ -10,7 +10,7 @@ from medssl.analysis.page import Heading, Note, Section
 from medssl.analysis.tables import Cell, Table, marks
 
 # Of CommonMark and of tables and links in GitHub's Markdown; within words, and at the start of a paragraph.
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#!@:])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#!@]|:(?=//))")
 _OPENING = re.compile(r"^(\d*)([-+=.)])")
 
 
