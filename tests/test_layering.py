@@ -51,7 +51,7 @@ def layer_of(module: str) -> str | None:
         return top
     if top != "medssl":
         return None
-    if rest == "__main__" or rest.endswith(("_command", "_commands")):
+    if rest.partition(".")[0] in ("__main__", "commands"):
         return "command"
     part = rest.partition(".")[0]
     return part if part in MAY_IMPORT else BASE

@@ -9,17 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from medssl import (
-    cleanup_command,
-    compare_command,
-    layout,
-    lineage_command,
-    promotion_command,
-    report_command,
-    schema,
-    table_commands,
-    weight_commands,
-)
+from medssl import commands, layout, schema
 from medssl.code_version import stage_version
 from medssl.config import (
     ArmConfig,
@@ -325,16 +315,16 @@ STAGES: Mapping[str, tuple[str, str, Callable[[Call], Made]]] = {
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medssl", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_tools(commands)
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_tools(parsers)
     on_tables_of = {
-        **table_commands.COMMANDS,
-        "compare": compare_command.COMMAND,
-        "write_report": report_command.COMMAND,
+        **commands.tables.COMMANDS,
+        "compare": commands.compare.COMMAND,
+        "write_report": commands.report.COMMAND,
     }
     for stage, (module, inputs, call) in STAGES.items():
         text = getattr(MODULES[module], stage).__doc__ or ""
-        command = commands.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
+        command = parsers.add_parser(stage.replace("_", "-"), help=text.splitlines()[0], description=text)
         on_tables = on_tables_of.get(stage)
         is_optional = on_tables or stage == "promote"
         command.add_argument(
@@ -348,14 +338,14 @@ def _parser() -> argparse.ArgumentParser:
         _add_store(command)
         command.set_defaults(command=lambda options, stage=stage, call=call: _print(call(Call(stage, options))))
         if on_tables:
-            table_commands.add(command, on_tables)
+            commands.tables.add(command, on_tables)
         if stage == "promote":
-            promotion_command.add(command)
+            commands.promotion.add(command)
     return parser
 
 
-def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    demo = commands.add_parser(
+def _add_tools(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    demo = parsers.add_parser(
         "demo", help="write a generated data set: radiographs (cxr) or photographs of skin (derm)"
     )
     demo.add_argument("--out", type=Path, required=True, help="folder to make")
@@ -365,22 +355,22 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             f"--{name.replace('_', '-')}", type=str if choices else int, choices=choices, default=field.default
         )
     demo.set_defaults(command=_demo)
-    show = commands.add_parser("schema", help="print the schema of a table as JSON")
+    show = parsers.add_parser("schema", help="print the schema of a table as JSON")
     show.add_argument("name", choices=sorted(schema.TABLES))
     show.set_defaults(command=lambda options: sys.stdout.write(f"{schema.describe(schema.TABLES[options.name])}\n"))
-    locate = commands.add_parser("locate", help="print the file of an image; needs the private store")
+    locate = parsers.add_parser("locate", help="print the file of an image; needs the private store")
     locate.add_argument("image_id", help="as an error message or the report names it")
     _add_store(locate)
     locate.set_defaults(command=_locate)
-    published = commands.add_parser("import-weights", help="make a checkpoint of published weights")
+    published = parsers.add_parser("import-weights", help="make a checkpoint of published weights")
     _add_store(published)
-    weight_commands.add(published, _store)
-    for command in lineage_command.add(commands, _store):
+    commands.weights.add(published, _store)
+    for command in commands.lineage.add(parsers, _store):
         _add_store(command)
-    cleaned = commands.add_parser("gc", help="remove from a store what no champion and no kept run reaches")
+    cleaned = parsers.add_parser("gc", help="remove from a store what no champion and no kept run reaches")
     _add_store(cleaned)
-    cleanup_command.add(cleaned, _store)
-    check = commands.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
+    commands.cleanup.add(cleaned, _store)
+    check = parsers.add_parser("verify", help="check the folder of a run's results, a store, an artifact or shards")
     check.add_argument("folder", type=Path, help="its files are read, and nothing is changed")
     check.add_argument("--quick", action="store_true", help="do not decode the stored images")
     check.set_defaults(command=_verify)

@@ -127,7 +127,7 @@ def test_markdown_holds_every_cell_of_the_page(card):
     for name, rows in page_of(card).tables.items():
         for line in rows:
             assert [cell.replace("−", "-") for cell in line] in [[c.replace("−", "-") for c in p] for p in plain], name
-    assert text.startswith("# Model card\\: chest, version 3\n")
+    assert text.startswith("# Model card: chest, version 3\n")
     assert "8 patients, fewer than 20" in text
 
 

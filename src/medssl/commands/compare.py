@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from medssl import schema
+from medssl.commands.tables import TableCommand
 from medssl.config import Attribute, CompareConfig, ConfigError, SubgroupConfig, read_yaml, validate
 from medssl.exit_codes import BadInputError
 from medssl.metrics import PRIMARY
 from medssl.progress import Progress
 from medssl.stages import analysis
 from medssl.store import write_json
-from medssl.table_commands import TableCommand
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,7 +20,7 @@ from medssl.exit_codes import BAD_INPUT
 from tests.analysis.case_predictions import case_rows, table
 from tests.analysis.test_subgroups import find
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 ARMS = {"micle": 2.5, "random": 1.0}
 
 

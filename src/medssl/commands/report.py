@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import schema
+from medssl.commands.tables import TableCommand
 from medssl.config import ConfigError, Study, read_yaml, validate
 from medssl.exit_codes import BadInputError
 from medssl.store import write_json
-from medssl.table_commands import TableCommand
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ from medssl.__main__ import main
 from medssl.data import chexpert
 from medssl.exit_codes import BAD_INPUT
 
-SHARED_DATA_DIR = Path(__file__).parents[1] / "../shared/data"
+SHARED_DATA_DIR = Path(__file__).parents[2] / "../shared/data"
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from safetensors.torch import load_file
 
 from medssl import layout, schema
 from medssl.__main__ import main
+from medssl.commands.weights import FORMATS
 from medssl.config import EncoderConfig
 from medssl.model.networks import build_encoder
 from medssl.store import Store, file_digest
 from medssl.train import imported
-from medssl.weight_commands import FORMATS
 from tests.model.published_sources import SimclrV2ResNet50, contrastive_head, scrambled
 
 
