@@ -84,8 +84,8 @@ def test_a_misspelt_required_key_is_told_once_with_what_was_meant(tmp_path: Path
         ("task.fusion=probability", "fusion probability is for conditions"),
         ("splits.stratify=finding", "stratify.*'none' or 'condition'"),
         ("resources.parallel_tasks=3", "parallel_tasks.*less than or equal to 2"),
-        ("predict.splits=[]", "predict.splits must name .test. and each split once"),
-        ("predict.splits=[validation]", "predict.splits must name"),
+        ("promote={enabled: true, arm: nobody}", "promote.arm: name the arm"),
+        ("predict.splits=[]", "predict.splits must name validation, test or both once"),
         ("predict.splits=[test, test]", "predict.splits must name"),
         ("compare.pairs=[[micle, random], [micle, random]]", "two arms may be compared once"),
         ("compare.pairs=[[micle, random], [random, micle]]", "two arms may be compared once"),
@@ -412,3 +412,10 @@ def test_subgroups_cross_all_attributes_but_two_views_of_the_skin() -> None:
     )
     assert SubgroupConfig(by=by, pairs=()).attribute_pairs == ()
     assert SubgroupConfig(by=by, pairs=(("site", "sex"),)).attribute_pairs == (("site", "sex"),)
+
+
+def test_a_study_may_leave_the_test_split_alone_but_not_promote_then() -> None:
+    alone = "predict.splits=[validation]"
+    assert load_study(DEMO, [alone]).predict.splits == ("validation",)
+    with pytest.raises(ConfigError, match="a champion is judged on the test split"):
+        load_study(DEMO, [alone, "promote={enabled: true, arm: micle}"])

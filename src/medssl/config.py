@@ -519,14 +519,15 @@ class FinetuneConfig(Section):
 class PredictConfig(Section):
     """What the fine-tuned models predict."""
 
+    # [validation] leaves the test split alone: for studies that choose settings for another.
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
     batch_size: Positive = 256
     precision: Precision = "float32"
 
     @model_validator(mode="after")
-    def _test_is_predicted(self) -> Self:
-        if "test" not in self.splits or _has_repeats(self.splits):
-            raise ValueError(f'predict.splits must name "test" and each split once, found {list(self.splits)}')
+    def _something_is_predicted(self) -> Self:
+        if not self.splits or _has_repeats(self.splits):
+            raise ValueError(f"predict.splits must name validation, test or both once, found {list(self.splits)}")
         return self
 
 
@@ -816,6 +817,8 @@ class Study(Section):
                 f'promote.arm: name the arm whose model is the candidate, found "{self.promote.arm}"; '
                 f"possible: {', '.join(sorted(arms))}"
             )
+        if self.promote.enabled and "test" not in self.predict.splits:
+            raise ValueError("promote.enabled: a champion is judged on the test split; predict.splits must name it")
         for level, count in (("pretraining", len(runs)), ("arms", len(arms)), ("external", len(self.external))):
             if count > MAX_LOOP_ITEMS:
                 raise ValueError(f"{level}: {count} items; one study fans out to at most {MAX_LOOP_ITEMS}")

@@ -76,8 +76,9 @@ class Results:
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """Where models are reported: test splits first."""
-        found = {Evaluation(row["dataset"], row["split"]) for row in self.rows if row["split"] not in CHOICE_SPLITS}
+        """Where models are reported, test splits first; splits that chose models only where there is no other."""
+        every = {Evaluation(row["dataset"], row["split"]) for row in self.rows}
+        found = {where for where in every if where.split not in CHOICE_SPLITS} or every
         return sorted(found, key=lambda where: (where.split != "test", where))
 
     @cached_property
@@ -317,7 +318,7 @@ def with_interval(row: Row | None, *, decimals: int = DECIMALS) -> Cell:
 def nothing(row: Row | None) -> Cell:
     """The cell of a value that could not be had, with the reason as its note."""
     if row is None:
-        return Cell(NOT_EVALUABLE, "no predictions")
+        return Cell(NOT_EVALUABLE, "not measured")
     words = TOO_SMALL if row["status"] == "too_small" else NOT_EVALUABLE
     return Cell(words, row["reason"] or "no reason recorded")
 
