@@ -135,8 +135,9 @@ class Journal:
         """Drop what has been delivered, if that is all and the run has ended; its id stays."""
         state, path = self.state, self._path(_JOURNAL)
         if state.has_ended and path.exists() and not any(self.pending()):
-            path.unlink()
+            # In this order: what a kill between them leaves is delivered twice, which does no harm.
             self._save(State(0, state.run_id, state.has_ended))
+            path.unlink()
 
     def _save(self, state: State) -> None:
         write_json(self._path(_STATE), vars(state))

@@ -66,9 +66,17 @@ def _run(options: argparse.Namespace) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):
                 raise PermissionError(0, "its folder may not be written to")
-        rows = analysis.write_comparison(
-            predictions, config, options.out, outputs[_CURVES], subgroups=subgroups, progress=bar.of
-        )
+        more = []
+        if subgroups is not None:
+            more = analysis.subgroup_rows(
+                predictions,
+                subgroups,
+                arm_pairs=config.pairs,
+                groups={},
+                specificity=config.specificity,
+                progress=bar.of,
+            )
+        rows = analysis.write_comparison(predictions, config, options.out, outputs[_CURVES], more=more, progress=bar.of)
         if options.summary is not None:
             write_json(options.summary, _counts(rows))
     except ValueError as error:

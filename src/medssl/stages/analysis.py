@@ -81,7 +81,7 @@ def write_comparison(
     *,
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
     study_names: Collection[str] = (),
-    subgroups: SubgroupConfig | None = None,
+    more: Sequence[dict[str, Any]] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Write the metrics of a table of predictions, and its reliability curves; returns the metrics.
@@ -93,7 +93,7 @@ def write_comparison(
         curves_path: Of the reliability curves.
         groups: Name to arms that are variants of one method.
         study_names: As `compare.compare_runs`.
-        subgroups: Also the metrics of subgroups, in the same table.
+        more: Further rows of the same table.
         progress: Called with steps done, steps in all, and what is done.
 
     Raises:
@@ -106,16 +106,14 @@ def write_comparison(
 
     runs = read_runs(predictions)
     rows = compare.compare_runs(runs, **dict(config), groups=groups, study_names=study_names, progress=progress)
-    if subgroups is not None:
-        settings: dict[str, Any] = {"arm_pairs": config.pairs, "groups": groups, "specificity": config.specificity}
-        rows += _subgroup_rows(predictions, subgroups, **settings, progress=progress)
+    rows += more
     schema.write(pa.Table.from_pylist(rows, schema=schema.METRICS.columns), schema.METRICS, metrics_path)
     curves = pa.Table.from_pylist(compare.reliability_curves(runs), schema=schema.CALIBRATION.columns)
     schema.write(curves, schema.CALIBRATION, curves_path)
     return rows
 
 
-def _subgroup_rows(
+def subgroup_rows(
     predictions: "pa.Table",
     config: SubgroupConfig,
     *,
@@ -124,6 +122,7 @@ def _subgroup_rows(
     specificity: float,
     progress: Callable[[int, int, str], None] | None,
 ) -> list[dict[str, Any]]:
+    """Rows of the metrics table on subgroups and external sets; see `analysis.subgroups.analyze`."""
     from medssl.analysis import subgroups
 
     return subgroups.analyze(
@@ -174,7 +173,7 @@ def analyze_subgroups(
         if step.made is None:
             bar = Progress("analyze_subgroups", 1, unit="cells")
             predictions = schema.read(comparison.folder / layout.PREDICTIONS, schema.PREDICTIONS)
-            rows = _subgroup_rows(
+            rows = subgroup_rows(
                 predictions, config, arm_pairs=arm_pairs, groups=groups, specificity=specificity, progress=bar.of
             )
             metrics = pa.Table.from_pylist(rows, schema=schema.METRICS.columns)
