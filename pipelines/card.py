@@ -9,6 +9,7 @@ from medssl import labels, layout, schema
 from medssl.analysis.model_card import ModelCard, scores_of
 from medssl.config import Study
 from medssl.lineage import Graph
+from medssl.progress import say
 from medssl.registry import Registry
 from medssl.stages.evaluations import EVALUATED
 from medssl.store import Store
@@ -23,9 +24,6 @@ def card(study: Study, store: Store, *, promotion: Path, comparison: Path, repor
         promotion: Folder of the decision.
         comparison: Folder of the arms.
         report: Folder of all metrics.
-
-    Raises:
-        RuntimeError: MLflow's registry, which numbers the versions, does not answer.
     """
     decision = json.loads((promotion / layout.DECISION).read_text())
     candidate = decision["candidate"]
@@ -49,8 +47,12 @@ def card(study: Study, store: Store, *, promotion: Path, comparison: Path, repor
 
 
 def _version(model: str, checkpoint_digest: str) -> str:
-    """The version with these weights; "–" for a model that was not registered."""
-    versions = Registry.from_environment(model).versions()
+    """The version with these weights; "–" for a model that was not registered, or while MLflow does not answer."""
+    try:
+        versions = Registry.from_environment(model).versions()
+    except Exception as error:  # as of all tracking, no result may depend on it
+        say(f"warning: the model's card names no version ({type(error).__name__}: MLflow's registry does not answer)")
+        return "–"
     same = [one.number for one in versions if one.reference.checkpoint_digest == checkpoint_digest]
     return str(same[-1]) if same else "–"
 

@@ -55,8 +55,11 @@ class Graph:
     @cached_property
     def maker(self) -> dict[str, Record]:
         """By digest, the step that made an artifact; where several made the same bytes, the latest."""
-        ordered = sorted(self.records, key=lambda record: float(record["finished_unix_s"]))
-        return {record["output"]["digest"]: record for record in ordered}
+        found: dict[str, Record] = {}
+        for record in sorted(self.records, key=lambda record: float(record["finished_unix_s"])):
+            found.pop(record["output"]["digest"], None)  # the order of the keys is that of the latest making
+            found[record["output"]["digest"]] = record
+        return found
 
     @cached_property
     def kinds(self) -> dict[str, str]:

@@ -174,7 +174,7 @@ class Registry:
             verdict: In a word.
             reasons: Sentences.
             checks: Each difference with all its numbers.
-            note: Lines of Markdown, shown with the reasons; what is too long for MLflow is left out.
+            note: Lines of Markdown, shown in place of the reasons; what is too long for MLflow is left out.
             after: Number of the move that made the champion it was compared with; 0: there is none.
         """
         told = "\n".join(reasons)[:_MAX_TAG_CHARS]
@@ -186,7 +186,7 @@ class Registry:
             self._call("delete_model_version_tag", self.name, number, stale)
         for key, value in tags.items():
             self._call("set_model_version_tag", self.name, number, key, value)
-        shown = [f"**{verdict}**", "", *(f"- {line}" for line in told.splitlines()), "", *note]
+        shown = [f"**{verdict}**", "", *(note or (f"- {line}" for line in told.splitlines()))]
         while len(text := "\n".join(shown)) > _MAX_TAG_CHARS:
             shown.pop()
         self._call("update_model_version", self.name, number, text)

@@ -1,5 +1,7 @@
 """Who may become champion: against a slow oracle, closed-form cases and what must not matter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -87,6 +89,15 @@ def test_a_better_model_takes_the_place_and_all_numbers_are_told() -> None:
     assert 0 < better.ci_low < better.estimate < better.ci_high
     (reason,) = decision.reasons
     assert reason.startswith("test, over all: better than the champion (mean_auc +0.")
+
+
+def test_nine_patients_decide_nothing() -> None:
+    few = [predictions(skill, num_patients=9) for skill in (6.0, 0.5)]
+    decision = decided(*few, rules=replace(RULES, min_patients=1))
+    assert decision.verdict == "keep"
+    assert {check.status for check in decision.checks} == {"not assessed"}
+    assert {(check.ci_low, check.ci_high) for check in decision.checks} == {(None, None)}
+    assert "9 patients, an interval takes 10" in decision.checks[0].reason
 
 
 def slow_auc(y_true, y_score, weight):

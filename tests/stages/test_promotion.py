@@ -278,6 +278,19 @@ def test_a_test_set_that_the_champion_was_trained_on_is_no_test_set(world: World
     assert f"splits.extend={world.data.splits.digest}" in decision["reasons"][0]
 
 
+def test_patients_of_a_set_with_another_name_cannot_be_told_apart(world: World, models: Registry) -> None:
+    promote(world, models.name, 1, skill=0.0)
+    champion = Champion.find(world.store, models)
+    assert champion is not None
+    reference = champion.version.reference
+    renamed = replace(reference, cohort=replace(reference.cohort, dataset="elsewhere"))
+    version = models.register(renamed, uri=champion.version.uri, run_id="")
+    models.promote(version, after=champion.move, why="approved")
+    decision = promote(world, models.name, 2, skill=0.9)
+    assert decision["verdict"] == "not comparable"
+    assert "the name of the data set (clinic, elsewhere)" in decision["reasons"][0]
+
+
 @pytest.mark.slow
 def test_when_data_grew_the_first_test_cohort_is_scored_too_and_stays_as_it_was(
     world: World, models: Registry, tmp_path: Path

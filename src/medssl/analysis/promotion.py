@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medssl.analysis.bootstrap import Interval
+from medssl.analysis.bootstrap import MIN_CLUSTERS, Interval
 from medssl.analysis.measures import Bootstrap, measures
 from medssl.analysis.partitions import Grouping, check_attributes, partitions
 from medssl.analysis.runs import Run, read_runs
@@ -236,6 +236,9 @@ def _check(
             f"{'' if kind == 'better' else f', margin {margin:g}'}"
         )
     values = (interval.estimate_a, interval.estimate_b, interval.estimate, interval.ci_low, interval.ci_high)
+    if counts[1] < MIN_CLUSTERS and holds is not None:  # as everywhere, no interval rests on so few
+        status, reason = "not assessed", f"{counts[1]} patients, an interval takes {MIN_CLUSTERS}"
+        values = (*values[:3], None, None)
     return Check(cohort, kind, subgroup, metric, margin, *values, *counts, status, reason)
 
 

@@ -143,6 +143,13 @@ class Contest:
             found.append("the images of both studies differ in their channels; see shards.channels")
         home = _home(self.store, champion.version, "splits", other.cohort.splits)
         splits_of_champion = home.open(home.uri("splits", other.cohort.splits), kind="splits")
+        names = {one.dataset for one in (self.candidate.cohort, other.cohort, champion.move.cohort)}
+        tables = (self.data.splits, splits_of_champion, champion.first.splits)
+        if len(names) > 1 or len({_key_id(table) for table in tables}) > 1:
+            found.append(
+                f"pseudonyms depend on the patient key and on the name of the data set ({', '.join(sorted(names))}): "
+                "whether one was trained on the other's test patients cannot be told; use one data.name and one key"
+            )
         for who, trained_by, cohort, its in (
             ("champion", splits_of_champion, TEST, self.data.splits),
             ("candidate", self.data.splits, FIRST, champion.first.splits),
@@ -189,6 +196,11 @@ def _check_frozen(predictions: "pa.Table", cohort: Cohort) -> None:
             f"the first test cohort holds other units than the {cohort.num_units} that the first champion was tested "
             "on; the code that reads it has changed: use that of the first promotion"
         )
+
+
+def _key_id(splits: Artifact) -> str:
+    table = schema.read(splits.folder / layout.SPLITS, schema.SPLIT_TABLE)
+    return schema.metadata_of(table).get("key_id", "")
 
 
 def _num_seen(trained_by: Artifact, tested_by: Artifact) -> int:

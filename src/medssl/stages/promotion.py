@@ -163,9 +163,13 @@ def _run_of(store: Store, models: Artifact) -> str:
 
 
 def _note(decision: "Decision") -> Iterator[str]:
-    """All differences as a table in Markdown."""
+    """The reasons, and all differences as a table, in Markdown; names of groups are the study's own words."""
+    from medssl.analysis.markdown import escaped
+
+    yield from (f"- {escaped(reason)}" for reason in decision.reasons)
     if not decision.checks:
         return
+    yield ""
     yield "| where | metric | candidate | champion | difference [interval] | margin | |"
     yield "|---|---|---|---|---|---|---|"
     for one in decision.checks:
@@ -173,7 +177,8 @@ def _note(decision: "Decision") -> Iterator[str]:
         shown = "–"
         if one.estimate is not None and one.ci_low is not None and one.ci_high is not None:
             shown = f"{one.estimate:+.4f} [{one.ci_low:+.4f}, {one.ci_high:+.4f}]"
-        yield f"| {' | '.join([one.name, one.metric, *values, shown, f'{one.margin:g}', one.status])} |"
+        cells = [one.name, one.metric, *values, shown, f"{one.margin:g}", one.status]
+        yield f"| {' | '.join(map(escaped, cells))} |"
 
 
 def _settle(
